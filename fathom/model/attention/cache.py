@@ -1,0 +1,56 @@
+"""What attention asks of a cache, and the masks that follow from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class LayerCache(Protocol):
+    """The memory of one attention layer. Each attention says by `cache_widths` which tensors it keeps and how wide
+    they are: MLA a latent (C) and a rotary key (R), GQA keys and values (N_kv * H each)."""
+
+    @property
+    def length(self) -> int:
+        """S_old: how many tokens a row has in the cache."""
+
+    def append(self, *new: Tensor) -> tuple[Tensor, ...]:
+        """Store new (B, T, width) tensors; return everything stored, (B, S_old + T, width) each."""
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """Which of S seen tokens each of T new ones may look at, worked out once a forward pass and shared by all layers.
+
+    mask    None, or bool (B or 1, 1, T, S), true where a token may look
+    causal  with mask None: the plain triangle (T == S); with neither: everything (one new token)
+    """
+
+    mask: Tensor | None
+    causal: bool
+
+    @classmethod
+    def of(cls, new: int, seen: int, segments: Tensor | None, device: torch.device) -> Visibility:
+        """The smallest description for `new` = T tokens after `seen` - T cached ones, documents (B, T) kept apart."""
+        if segments is not None:
+            triangle = torch.ones(new, new, dtype=torch.bool, device=device).tril()
+            same = segments[:, None, :, None] == segments[:, None, None, :]
+            return cls(same & triangle, causal=False)
+        if new == seen:
+            return cls(None, causal=new > 1)
+        if new == 1:
+            return cls(None, causal=False)
+        triangle = torch.ones(new, seen, dtype=torch.bool, device=device).tril(seen - new)
+        return cls(triangle[None, None], causal=False)
+
+    def bias(self, new: int, seen: int, device: torch.device) -> Tensor | None:
+        """The same as a float32 term to add to scores (B or 1, 1, T, S): 0 where a token may look, else -inf."""
+        mask = self.mask
+        if mask is None:
+            if not self.causal:
+                return None
+            mask = torch.ones(new, seen, dtype=torch.bool, device=device).tril()[None, None]
+        return torch.zeros(mask.shape, device=device).masked_fill_(~mask, float("-inf"))

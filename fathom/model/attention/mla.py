@@ -1,0 +1,146 @@
+"""Multi-head latent attention.                           DeepSeek-V2 report 2.1 (eq. 9-19), DeepSeek-V3 report 2.1.1
+
+    c   = norm(W_dkv h)          what the cache keeps: C numbers a token ...
+    k_r = rope(W_kr h)           ... and R more, shared by all heads
+    k   = [W_uk c ; k_r]         keys and values are never stored:
+    v   = W_uv c                 rebuilt to train, absorbed to decode
+    q   = [W_uq c_q ; rope(W_qr c_q)],  c_q = norm(W_dq h)      or straight from h without a query rank
+    o   = softmax(q k^T * scale) v,     scale = (H + R)^-1/2 (times YaRN's mscale^2)
+
+Decoding never builds k or v. Since q . (W_uk c) = (W_uk^T q) . c, the query is carried into latent space once and attends to
+c itself (`_absorbed`). The two paths are the same function; tests/model/test_attention.py holds them together.
+Row layouts are those of the released checkpoints: kv_a [latent | rotary], kv_b a head [k | v], q a head [plain | rotary].
+Both latent norms use eps 1e-6, whatever the model's own norms use, as in every released implementation.
+
+Letters  B rows  T new tokens  S tokens seen  D model  N heads  C latent  R rotary  H head without rotary  V value head
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from fathom.knobs import Knobs
+from fathom.model.attention.cache import LayerCache, Visibility
+from fathom.model.attention.kernel import attend
+from fathom.model.norm import RMSNorm
+from fathom.model.rope import Rope, YarnConfig, softmax_scale
+
+LATENT_NORM_EPS = 1e-6
+
+
+class MLAConfig(Knobs):
+    """Multi-head latent attention."""
+
+    kind: Literal["mla"]
+    num_attention_heads: int = Field(gt=0)
+    """N."""
+    q_lora_rank: int | None = Field(default=None, gt=0)
+    """Rank of the queries' low-rank projection; null: queries come straight from the hidden state."""
+    kv_lora_rank: int = Field(gt=0)
+    """C: width of the latent that the cache keeps."""
+    qk_nope_head_dim: int = Field(gt=0)
+    """H: the part of a query or key head without rotation."""
+    qk_rope_head_dim: int = Field(gt=0)
+    """R: the rotated part, shared by all heads on the key side; even."""
+    v_head_dim: int = Field(gt=0)
+    """V: width of a value head."""
+    rope_theta: float = Field(default=10000.0, gt=1)
+    """Base of the rotary frequencies."""
+    rope_scaling: YarnConfig | None = None
+    """YaRN, or null."""
+
+    @model_validator(mode="after")
+    def _even(self) -> MLAConfig:
+        if self.qk_rope_head_dim % 2:
+            raise ValueError(f"qk_rope_head_dim is {self.qk_rope_head_dim}; rotary pairs need an even number")
+        return self
+
+    def rotary_dim(self, hidden_size: int) -> int:
+        """R."""
+        return self.qk_rope_head_dim
+
+    def cache_widths(self, hidden_size: int) -> tuple[int, ...]:
+        """Numbers that a layer's cache keeps for a token: the latent and the rotary key."""
+        return (self.kv_lora_rank, self.qk_rope_head_dim)
+
+
+class MLA(nn.Module):
+    """h (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, config: MLAConfig, hidden_size: int) -> None:
+        super().__init__()
+        self.heads, self.latent = config.num_attention_heads, config.kv_lora_rank
+        self.nope, self.rotary, self.value = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
+        self.scale = softmax_scale(self.nope + self.rotary, config.rope_scaling)
+        q_out = self.heads * (self.nope + self.rotary)
+        if config.q_lora_rank is None:
+            self.q_proj = nn.Linear(hidden_size, q_out, bias=False)
+        else:
+            self.q_a_proj = nn.Linear(hidden_size, config.q_lora_rank, bias=False)
+            self.q_a_layernorm = RMSNorm(config.q_lora_rank, LATENT_NORM_EPS)
+            self.q_b_proj = nn.Linear(config.q_lora_rank, q_out, bias=False)
+        self.low_rank_query = config.q_lora_rank is not None
+        self.kv_a_proj_with_mqa = nn.Linear(hidden_size, self.latent + self.rotary, bias=False)
+        self.kv_a_layernorm = RMSNorm(self.latent, LATENT_NORM_EPS)
+        self.kv_b_proj = nn.Linear(self.latent, self.heads * (self.nope + self.value), bias=False)
+        self.o_proj = nn.Linear(self.heads * self.value, hidden_size, bias=False)
+
+    def forward(
+        self,
+        h: Tensor,
+        rope: Rope,
+        visible: Visibility,
+        cache: LayerCache | None = None,
+        absorbed: bool | None = None,
+    ) -> Tensor:
+        """absorbed: which of the two equal paths; None chooses the one with fewer operations, expanded in training."""
+        q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(h))) if self.low_rank_query else self.q_proj(h)
+        q_nope, q_rope = q.unflatten(-1, (self.heads, -1)).split((self.nope, self.rotary), dim=-1)
+        latent, k_rope = self.kv_a_proj_with_mqa(h).split((self.latent, self.rotary), dim=-1)
+        c, q_rope = self.kv_a_layernorm(latent), rope.turn(q_rope)
+        k_rope = rope.turn(k_rope.unsqueeze(2)).squeeze(2)
+        if cache is not None:
+            c, k_rope = cache.append(c, k_rope)
+        if absorbed is None:
+            absorbed = cache is not None and self._absorbing_is_cheaper(h.shape[1], c.shape[1])
+        out = (self._absorbed if absorbed else self._expanded)(q_nope, q_rope, c, k_rope, visible)
+        return self.o_proj(out.flatten(-2))
+
+    def _absorbing_is_cheaper(self, new: int, seen: int) -> bool:
+        """Multiplications a head: expanded S C (H + V) + T S (H + R + V); absorbed T C (H + V) + T S (2 C + R)."""
+        expanded = seen * self.latent * (self.nope + self.value) + new * seen * (self.nope + self.rotary + self.value)
+        return new * self.latent * (self.nope + self.value) + new * seen * (2 * self.latent + self.rotary) < expanded
+
+    def _expanded(self, q_nope: Tensor, q_rope: Tensor, c: Tensor, k_rope: Tensor, visible: Visibility) -> Tensor:
+        """Rebuild every key and value from the latents c (B, S, C); (B, T, N, V)."""
+        k_nope, v = self.kv_b_proj(c).unflatten(-1, (self.heads, -1)).split((self.nope, self.value), dim=-1)
+        k = torch.cat((k_nope, k_rope.unsqueeze(2).expand(-1, -1, self.heads, -1).to(k_nope.dtype)), dim=-1)
+        q = torch.cat((q_nope, q_rope), dim=-1)
+        return attend(q, k, v, self.scale, visible)
+
+    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, c: Tensor, k_rope: Tensor, visible: Visibility) -> Tensor:
+        """Attend in latent space; (B, T, N, V).
+
+            s_ij = ((W_uk,i^T q_i) . c_j + q_r,i . k_r,j) scale,   o_i = W_uv,i sum_j p_ij c_j
+
+        Heads are folded into the rows of one matrix product, since a product broadcast over heads is several times slower.
+        """
+        rows, new = q_nope.shape[:2]
+        dtype = q_nope.dtype
+        weight = self.kv_b_proj.weight.to(dtype).unflatten(0, (self.heads, -1))  # (N, H + V, C)
+        w_uk, w_uv = weight.split((self.nope, self.value), dim=1)
+        carried = torch.einsum("btnh,nhc->btnc", q_nope, w_uk)
+        query = torch.cat((carried, q_rope.to(dtype)), dim=-1).flatten(1, 2)  # (B, T N, C + R)
+        memory = torch.cat((c, k_rope), dim=-1).to(dtype)  # (B, S, C + R)
+        scores = torch.matmul(query, memory.transpose(1, 2)).float() * self.scale
+        scores = scores.view(rows, new, self.heads, -1)
+        bias = visible.bias(new, c.shape[1], c.device)
+        if bias is not None:
+            scores = scores + bias.transpose(1, 2)
+        weights = scores.softmax(-1).to(dtype).flatten(1, 2)
+        mixed = torch.matmul(weights, c.to(dtype)).view(rows, new, self.heads, -1)
+        return torch.einsum("btnc,nvc->btnv", mixed, w_uv)
