@@ -1,0 +1,1 @@
+"""The machine: device and arithmetic, ranks, random numbers."""

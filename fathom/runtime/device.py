@@ -1,0 +1,276 @@
+"""The device: where tensors live, in which arithmetic matrices are multiplied, and how fast that could go at best.
+
+Weights, gradients and optimizer moments are float32 always; `precision` says what autocast multiplies matrices in.
+bfloat16 needs nothing else. float16 needs loss scaling (`train/guards.py`), and on CPUs without float16 matrix
+instructions it needs `runtime/half.py`, because PyTorch's fallback there is some hundred times slower than float32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import re
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BeforeValidator, Field
+
+from fathom.errors import ConfigError
+from fathom.knobs import Knobs
+from fathom.runtime.half import HalfByFloat
+
+ALIASES = {
+    "32": "float32",
+    "32-true": "float32",
+    "fp32": "float32",
+    "bf16": "bfloat16",
+    "bf16-mixed": "bfloat16",
+    "16": "float16",
+    "16-mixed": "float16",
+    "fp16": "float16",
+}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# Dense peak FLOP/s of NVIDIA and AMD data sheets: (float16 and bfloat16 with float32 sums, TF32, float32), in 1e12.
+# The first that occurs, as words, in the device's own name counts, so longer names stand before their beginnings.
+PEAKS: dict[str, tuple[float, float, float]] = {
+    "GB200": (2500, 1250, 80),
+    "B200": (2250, 1125, 75),
+    "H200": (989, 494.7, 67),
+    "H100 PCIe": (756, 378, 51),
+    "H100 NVL": (835, 417.5, 60),
+    "H100": (989, 494.7, 67),
+    "H800": (989, 494.7, 67),
+    "H20": (148, 74, 44),
+    "GH200": (989, 494.7, 67),
+    "A100": (312, 156, 19.5),
+    "A800": (312, 156, 19.5),
+    "A6000": (154.8, 77.4, 38.7),
+    "A40": (149.7, 74.8, 37.4),
+    "A30": (165, 82, 10.3),
+    "A10G": (70, 35, 31.2),
+    "A10": (125, 62.5, 31.2),
+    "L40S": (362, 183, 91.6),
+    "L40": (181, 90.5, 90.5),
+    "L4": (121, 60, 30.3),
+    "RTX 5090": (209.5, 104.8, 104.8),
+    "RTX 4090": (165.2, 82.6, 82.6),
+    "RTX 3090": (71, 35.6, 35.6),
+    "V100": (125, 15.7, 15.7),
+    "T4": (65, 8.1, 8.1),
+    "MI300X": (1307, 653.7, 163.4),
+    "MI250X": (383, 47.9, 47.9),
+}
+
+
+def canonical(value: Any) -> Any:
+    """The one name of a precision: 16, "fp16" and "16-mixed" are float16, and so on."""
+    return ALIASES.get(str(value).lower(), value) if isinstance(value, (int, str)) else value
+
+
+class HardwareConfig(Knobs):
+    """What the machine is asked for."""
+
+    precision: Annotated[Literal["auto", "float32", "bfloat16", "float16"], BeforeValidator(canonical)] = "auto"
+    """Arithmetic of matrix products; weights stay float32. auto: bfloat16 where the processor is fast at it, else
+    float32. Also 32, fp32, 32-true; bf16, bf16-mixed; 16, fp16, 16-mixed."""
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA if there is a device, else the CPU."""
+    gradient_clip: float | None = Field(default=1.0, gt=0)
+    """The largest norm of the gradient of all weights together; null: no clipping."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads for tensors; null: PyTorch's choice (or OMP_NUM_THREADS)."""
+    allow_tf32: bool = True
+    """Let CUDA multiply float32 matrices in TF32."""
+    compile: bool = False
+    """torch.compile every block (needs a C++ compiler on CPU)."""
+    recompute: bool = False
+    """Recompute the activations of every block in the backward pass instead of keeping them."""
+    deterministic: bool = False
+    """Refuse operations whose result can differ from run to run on CUDA; measured choices are fixed."""
+    cuda_memory_fraction: float | None = Field(default=None, gt=0, le=1)
+    """The largest share of the device's memory that this process may take."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device that was set up.
+
+    torch_device       where weights and batches live
+    name               of the processor, for people and for `environment.json`
+    dtype              of matrix products (autocast's)
+    emulates_half      float16 products are computed in float32 and rounded (`runtime/half.py`)
+    peak_flops         FLOP/s of a large matrix product in `dtype`: the 100 % of MFU
+    peak_source        table, measured or recorded
+    threads            CPU threads
+    """
+
+    torch_device: torch.device
+    name: str
+    dtype: torch.dtype = torch.float32
+    emulates_half: bool = False
+    peak_flops: float = 1e11
+    peak_source: str = "measured"
+    threads: int = 1
+
+    @property
+    def kind(self) -> str:
+        """cpu or cuda."""
+        return self.torch_device.type
+
+    @property
+    def needs_loss_scaling(self) -> bool:
+        """float16 gradients underflow without it."""
+        return self.dtype == torch.float16
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Around a forward pass: matrix products in `dtype`, everything delicate in float32."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.kind, dtype=self.dtype)
+
+    def arithmetic(self) -> AbstractContextManager[Any]:
+        """Around a forward pass and its backward pass: makes float16 usable on CPUs that lack it; nothing elsewhere."""
+        return HalfByFloat() if self.emulates_half else contextlib.nullcontext()
+
+    def facts(self) -> dict[str, Any]:
+        """What `environment.json` records; `set_up(recorded=...)` reads it on resume."""
+        return {
+            "device": str(self.torch_device),
+            "name": self.name,
+            "precision": str(self.dtype).removeprefix("torch."),
+            "float16_products_in_float32": self.emulates_half,
+            "peak_flops": self.peak_flops,
+            "peak_source": self.peak_source,
+            "threads": self.threads,
+        }
+
+
+def set_up(config: HardwareConfig, *, recorded: Mapping[str, Any] | None = None, local_rank: int = 0) -> Device:
+    """Choose the device, set threads and switches, and find its peak.
+
+    recorded: `Device.facts()` of an earlier session of the run; its measured peak is used again where device,
+    precision and threads are the same. Raises ConfigError for an accelerator or precision that this machine does not
+    have.
+    """
+    where = _torch_device(config.accelerator, local_rank)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    torch.set_float32_matmul_precision("high" if config.allow_tf32 else "highest")
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        torch.backends.cudnn.benchmark = False
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+        if config.cuda_memory_fraction is not None:
+            torch.cuda.set_per_process_memory_fraction(config.cuda_memory_fraction, where)
+    dtype = _dtype(config.precision, where)
+    emulates = dtype == torch.float16 and where.type == "cpu" and not cpu_has_half()
+    if emulates and config.compile:
+        raise ConfigError(
+            "hardware.precision is float16 and hardware.compile is true, but this CPU has no float16 matrix "
+            "instructions: "
+            "compiled float16 would be some hundred times slower; use bfloat16 or float32, or compile: false"
+        )
+    name = device_name(where)
+    device = Device(where, name, dtype, emulates, threads=torch.get_num_threads())
+    peak, source = _peak(device, config.allow_tf32, recorded or {})
+    return Device(where, name, dtype, emulates, peak, source, device.threads)
+
+
+def _torch_device(accelerator: str, local_rank: int) -> torch.device:
+    if accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            "hardware.accelerator is cuda, but PyTorch finds no CUDA device here; "
+            "use accelerator: auto or cpu, or install a CUDA build of torch"
+        )
+    if local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"this process is local rank {local_rank}, but the machine has {torch.cuda.device_count()} CUDA devices; "
+            "start no more processes a machine than it has devices"
+        )
+    return torch.device("cuda", local_rank)
+
+
+def _dtype(precision: str, where: torch.device) -> torch.dtype:
+    if where.type == "cpu":
+        fast = cpu_has_bfloat16()
+    else:
+        fast = torch.cuda.get_device_capability(where) >= (8, 0)
+        if precision == "bfloat16" and not fast:
+            raise ConfigError(
+                f"hardware.precision is bfloat16, which {device_name(where)} does not compute; use float16 or float32"
+            )
+    return (torch.bfloat16 if fast else torch.float32) if precision == "auto" else DTYPES[precision]
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices in hardware (amx_bf16 or avx512_bf16)."""
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("amx_bf16") or has.get("avx512_bf16"))
+
+
+def cpu_has_half() -> bool:
+    """Whether PyTorch has a fast float16 matrix product for this CPU (amx_fp16 or avx512_fp16, through oneDNN)."""
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("amx_fp16") or has.get("avx512_fp16"))
+
+
+def device_name(where: torch.device) -> str:
+    """The processor's name as its maker gives it, as far as the system tells."""
+    if where.type == "cuda":
+        return torch.cuda.get_device_name(where)
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine() or "CPU"
+
+
+def tabled_peak(name: str, dtype: torch.dtype, allow_tf32: bool) -> float | None:
+    """FLOP/s by data sheet for a GPU's name, or None."""
+    for known, (half, tf32, full) in PEAKS.items():
+        if re.search(rf"(?<![A-Za-z0-9]){known}(?![A-Za-z0-9])", name):
+            return 1e12 * (half if dtype != torch.float32 else tf32 if allow_tf32 else full)
+    return None
+
+
+def _peak(device: Device, allow_tf32: bool, recorded: Mapping[str, Any]) -> tuple[float, str]:
+    if device.kind == "cuda":
+        tabled = tabled_peak(device.name, device.dtype, allow_tf32)
+        if tabled is not None:
+            return tabled, "table"
+    same = ("name", "precision", "threads", "float16_products_in_float32")
+    facts = device.facts()
+    if recorded.get("peak_flops") and all(recorded.get(key) == facts[key] for key in same):
+        return float(recorded["peak_flops"]), "recorded"
+    return measure_peak(device), "measured"
+
+
+def measure_peak(device: Device, size: int = 1024, seconds: float = 0.3) -> float:
+    """FLOP/s of the best of some (size x size) matrix products within about `seconds`."""
+    dtype = torch.float32 if device.emulates_half else device.dtype
+    a, b = (torch.ones(size, size, dtype=dtype, device=device.torch_device) for _ in range(2))
+    best, end = float("inf"), time.perf_counter() + seconds
+    for attempt in range(200):
+        start = time.perf_counter()
+        a @ b
+        if device.kind == "cuda":
+            torch.cuda.synchronize(device.torch_device)
+        now = time.perf_counter()
+        best = min(best, now - start) if attempt else best  # the first one warms up
+        if now > end and attempt >= 2:
+            break
+    return 2 * size**3 / best

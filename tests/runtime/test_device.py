@@ -1,0 +1,125 @@
+"""The device: names of precisions, choices, peaks that are recorded and used again."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from fathom.errors import ConfigError
+from fathom.runtime import device as rooms
+from fathom.runtime.device import DTYPES, Device, HardwareConfig, set_up, tabled_peak
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        *[(typed, "float16") for typed in ("16-mixed", 16, "16", "fp16", "float16")],
+        *[(typed, "bfloat16") for typed in ("bf16", "bf16-mixed", "bfloat16")],
+        *[(typed, "float32") for typed in (32, "32", "32-true", "FP32", "float32")],
+        ("auto", "auto"),
+    ],
+)
+def test_precision_has_one_name(typed: str | int, meant: str) -> None:
+    assert HardwareConfig(precision=typed).precision == meant
+
+
+@pytest.mark.parametrize("typed", ["fp8", 64, True, None, 1.5, ["bf16"]])
+def test_other_precisions_are_refused(typed: object) -> None:
+    with pytest.raises(ValidationError):
+        HardwareConfig(precision=typed)
+
+
+@pytest.fixture
+def slow_peak(monkeypatch: pytest.MonkeyPatch) -> list[Device]:
+    """Counts measurements, and makes them free."""
+    seen: list[Device] = []
+
+    def measure(device: Device) -> float:
+        seen.append(device)
+        return 5e9
+
+    monkeypatch.setattr(rooms, "measure_peak", measure)
+    return seen
+
+
+def test_a_recorded_peak_is_used_again_only_where_it_was_measured(slow_peak: list[Device]) -> None:
+    config = HardwareConfig(precision="float32", accelerator="cpu")
+    first = set_up(config)
+    assert (first.peak_flops, first.peak_source, len(slow_peak)) == (5e9, "measured", 1)
+    facts = {**first.facts(), "peak_flops": 7e9}
+    again = set_up(config, recorded=facts)
+    assert (again.peak_flops, again.peak_source, len(slow_peak)) == (7e9, "recorded", 1)
+    assert set_up(config, recorded={**facts, "threads": 999}).peak_source == "measured"
+    assert set_up(HardwareConfig(precision="bfloat16", accelerator="cpu"), recorded=facts).peak_source == "measured"
+
+
+@pytest.mark.parametrize(("fast", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_is_bfloat16_only_where_it_is_fast(
+    fast: bool, dtype: torch.dtype, slow_peak: list[Device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rooms, "cpu_has_bfloat16", lambda: fast)
+    assert set_up(HardwareConfig(accelerator="cpu")).dtype == dtype
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_float16_is_emulated_only_where_it_is_missing(
+    native: bool, slow_peak: list[Device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rooms, "cpu_has_half", lambda: native)
+    device = set_up(HardwareConfig(accelerator="cpu", precision="float16"))
+    assert device.emulates_half is not native
+    assert device.needs_loss_scaling
+    if not native:
+        with pytest.raises(ConfigError, match="compile"):
+            set_up(HardwareConfig(accelerator="cpu", precision="float16", compile=True))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_is_refused_where_there_is_none() -> None:
+    with pytest.raises(ConfigError, match="no CUDA device"):
+        set_up(HardwareConfig(accelerator="cuda"))
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+def test_autocast_multiplies_in_its_dtype_and_weights_stay_float32(precision: str) -> None:
+    device = Device(torch.device("cpu"), "x", DTYPES[precision], precision == "float16")
+    layer = torch.nn.Linear(3, 5)
+    with device.arithmetic():
+        with device.autocast():
+            out = layer(torch.ones(2, 3))
+        out.float().sum().backward()
+    assert out.dtype == DTYPES[precision]
+    assert layer.weight.dtype == layer.weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "half"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA GH200 480GB", 989),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA A10G", 70),
+        ("NVIDIA L40S", 362),
+        ("Tesla V100-SXM2-16GB", 125),
+        ("Tesla T4", 65),
+    ],
+)
+def test_the_table_knows_its_names(name: str, half: float) -> None:
+    assert tabled_peak(name, torch.bfloat16, True) == half * 1e12
+
+
+def test_every_name_of_the_table_is_reached_and_no_other() -> None:
+    for name, (half, tf32, full) in rooms.PEAKS.items():
+        known = [tabled_peak(f"NVIDIA {name} 80GB", d, t) for d, t in ((torch.float16, True), (torch.float32, True))]
+        assert known == [half * 1e12, tf32 * 1e12], name
+        assert tabled_peak(f"NVIDIA {name}", torch.float32, False) == full * 1e12
+    for name in ("NVIDIA RTX A4000", "Quadro T400", "Some Other Card"):
+        assert tabled_peak(name, torch.float32, True) is None
+
+
+def test_the_measured_peak_is_a_speed() -> None:
+    device = Device(torch.device("cpu"), "x")
+    peak = rooms.measure_peak(device, size=128, seconds=0.01)
+    assert 1e8 < peak < 1e14
