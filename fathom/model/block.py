@@ -1,4 +1,4 @@
-"""One layer: h + attention(norm(h)), then h + feed-forward(norm(h)).                              pre-norm, DeepSeek-V2 2"""
+"""One layer: h + attention(norm(h)), then h + feed-forward(norm(h)).                         pre-norm, DeepSeek-V2 2"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """SwiGLU: y = W_down (silu(W_gate x) * W_up x).                                              Shazeer 2020
 
-The product's backward is written by hand, so that silu's output is rebuilt and not kept:
+The product's backward is written by hand, so that silu's output is rebuilt and not kept, and the gradients of gate
+and up go straight to where they are wanted:
 
     dg = d * u * s (1 + g (1 - s)),   du = d * g s,   s = sigmoid(g)
 """
@@ -29,10 +30,8 @@ class _SwiGLU(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         grad = gradients[0]
-        silu = F.silu(gate)
-        grad_up = grad * silu
-        grad_gate = torch.ops.aten.silu_backward((grad * up), gate)
-        return grad_gate, grad_up
+        grad_up = F.silu(gate).mul_(grad)
+        return torch.ops.aten.silu_backward(grad * up, gate), grad_up
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -40,6 +39,42 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return swiglu_plain(gate, up)
     return _SwiGLU.apply(gate, up)
+
+
+def weighted_swiglu_plain(gate_up: Tensor, weights: Tensor) -> Tensor:
+    """weights * silu(gate) * up: the slow twin."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up * weights.to(gate_up.dtype).unsqueeze(-1)
+
+
+class _WeightedSwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up, weights)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up).mul_(weights.to(gate_up.dtype).unsqueeze(-1))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        gate_up, weights = ctx.saved_tensors
+        grad = gradients[0]
+        gate, up = gate_up.chunk(2, dim=-1)
+        silu = F.silu(gate)
+        pulled = grad * up
+        grad_weights = torch.linalg.vecdot(pulled, silu).to(weights.dtype)
+        column = weights.to(gate_up.dtype).unsqueeze(-1)
+        out = torch.empty_like(gate_up)
+        grad_gate, grad_up = out.chunk(2, dim=-1)
+        torch.mul(silu.mul_(grad), column, out=grad_up)
+        grad_gate.copy_(torch.ops.aten.silu_backward(pulled.mul_(column), gate))
+        return out, grad_weights
+
+
+def weighted_swiglu(gate_up: Tensor, weights: Tensor) -> Tensor:
+    """weights * silu(gate) * up for rows [gate ; up]: gate_up (n, 2 I), weights (n) float32 -> (n, I)."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return weighted_swiglu_plain(gate_up, weights)
+    return _WeightedSwiGLU.apply(gate_up, weights)
 
 
 class FeedForward(nn.Module):

@@ -8,8 +8,8 @@
     | norms                                               | 1                                                   |
     | selection bias                                      | 0                                                   |
 
-Each tensor has a generator of its own, seeded by (seed, its name): a weight does not depend on which other parts the model has, so that
-two runs that differ in one part start alike everywhere else.
+Each tensor has a generator of its own, seeded by (seed, its name): a weight does not depend on which other parts the
+model has, so that two runs that differ in one part start alike everywhere else.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def standard_deviation(model: Transformer, name: str) -> float:
 
 @torch.no_grad()
 def init_weights(model: Transformer, seed: int) -> None:
-    """Fill every parameter and buffer as the table says. Drawn on the CPU in float32, so that the device and dtype do not matter."""
+    """Fill every parameter and buffer as the table says. Drawn on the CPU in float32, so that the device and dtype do
+    not matter."""
     for name, weight in model.named_parameters():
         if weight.dim() == 1:
             weight.fill_(1.0)

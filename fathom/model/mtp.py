@@ -4,9 +4,9 @@
     h^k  = Block_k(h')
     p(t_i+k+1) = softmax(head(norm(h_i^k)))
 
-Embedding and head are the main model's own, parameters and gradients. h^0 is the main model's hidden state after its final
-norm, and the embedding comes first in the product: both as in the released weights and the engines that run them (the paper
-writes the hidden state first).
+Embedding and head are the main model's own, parameters and gradients. h^0 is the main model's hidden state after its
+final norm, and the embedding comes first in the product: both as in the released weights and the engines that run
+them (the paper writes the hidden state first).
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class SharedHead(nn.Module):
 
 
 class MTPLayer(nn.Module):
-    """One depth: hidden (B, T, D) of the depth before and embeddings (B, T, D) of the tokens ahead -> hidden, normed."""
+    """One depth: hidden (B, T, D) of the depth before and embeddings (B, T, D) of the tokens ahead -> hidden,
+    normed."""
 
     def __init__(self, block: Block, hidden_size: int, rms_norm_eps: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Rotary position embedding and YaRN.                    Su et al. 2021; Peng et al. 2023; DeepSeek-V2 report 2.1.3, 3.1.4
+"""Rotary position embedding and YaRN.                 Su et al. 2021; Peng et al. 2023; DeepSeek-V2 report 2.1.3, 3.1.4
 
     (x_2i, x_2i+1) at position p is turned by the angle p * f_i,     f_i = theta^(-2i / R)
 
@@ -10,8 +10,8 @@ slow frequencies are divided by s, fast ones stay, those between are mixed along
 
 and the softmax scale is multiplied by mscale(s, mscale_all_dim)^2, with mscale(s, m) = 0.1 m ln(s) + 1.
 
-Angles are computed in float32 or finer from integers at each forward pass, and nothing is kept in a buffer: a model cast to bfloat16
-keeps exact angles.
+Angles are computed in float32 or finer from integers at each forward pass, and nothing is kept in a buffer: a model
+cast to bfloat16 keeps exact angles.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ def inverse_frequencies(rotary_dim: int, theta: float, scaling: YarnConfig | Non
         length = scaling.original_max_position_embeddings
         return rotary_dim * math.log(length / (beta * 2 * math.pi)) / (2 * math.log(theta))
 
+    high: float
     low = max(math.floor(turning(scaling.beta_fast)), 0)
     high = min(math.ceil(turning(scaling.beta_slow)), rotary_dim - 1)
     high = high + 0.001 if high == low else high

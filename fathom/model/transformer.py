@@ -9,7 +9,7 @@ Letters  B rows  T new tokens  S tokens seen  D model  V vocabulary  E experts
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -65,8 +65,8 @@ class ModelConfig(Knobs):
         if isinstance(heads, GQAConfig) and heads.head_dim is None:
             if self.hidden_size % heads.num_attention_heads:
                 raise ValueError(
-                    f"hidden_size is {self.hidden_size}, which {heads.num_attention_heads} attention heads do not divide; "
-                    "change attention.num_attention_heads, or give attention.head_dim"
+                    f"hidden_size is {self.hidden_size}, which {heads.num_attention_heads} attention heads "
+                    "do not divide; change attention.num_attention_heads, or give attention.head_dim"
                 )
             if heads.size(self.hidden_size) % 2:
                 raise ValueError(
@@ -81,7 +81,10 @@ class ModelConfig(Knobs):
                     f"layers count from 0 to {self.num_hidden_layers - 1}"
                 )
         scaling = heads.rope_scaling
-        if scaling is not None and self.max_position_embeddings > scaling.factor * scaling.original_max_position_embeddings:
+        if (
+            scaling is not None
+            and self.max_position_embeddings > scaling.factor * scaling.original_max_position_embeddings
+        ):
             raise ValueError(
                 f"max_position_embeddings is {self.max_position_embeddings}, more than rope_scaling.factor x "
                 f"original_max_position_embeddings = {scaling.factor * scaling.original_max_position_embeddings:g}"
@@ -89,7 +92,8 @@ class ModelConfig(Knobs):
         return self
 
     def moe_of(self, layer: int) -> MoEConfig | None:
-        """The MoE of a layer, or None where it is dense. MTP depths (from num_hidden_layers on) are MoE if the model has any."""
+        """The MoE of a layer, or None where it is dense. MTP depths (from num_hidden_layers on) are MoE if the model
+        has any."""
         if self.moe is None:
             return None
         has_any = any(self.moe.is_moe(i) for i in range(self.num_hidden_layers))
@@ -155,6 +159,8 @@ class Transformer(nn.Module):
     ) -> Trunk:
         """Everything but the head. positions (B, T): default counts on from the caches. segments (B, T): documents that
         do not see each other, -1 at padding; not together with caches. caches: one a layer."""
+        if caches and segments is not None:
+            raise ValueError("segments and caches were given together: a cache holds one document a row")
         seen = caches[0].length if caches else 0
         new = tokens.shape[1]
         if positions is None:
@@ -171,14 +177,24 @@ class Transformer(nn.Module):
         return Trunk(self.norm(h), tuple(reports))
 
     def look_ahead(
-        self, depth: int, hidden: Tensor, tokens: Tensor, positions: Tensor, segments: Tensor | None
+        self,
+        depth: int,
+        hidden: Tensor,
+        tokens: Tensor,
+        positions: Tensor,
+        segments: Tensor | None,
+        cache: LayerCache | None = None,
     ) -> tuple[Tensor, RoutingReport | None]:
-        """MTP depth 1, 2, ...: hidden (B, T - depth, D) of the depth before, tokens (B, T - depth) that lie `depth` ahead of
-        it, positions and segments (B, T - depth) of the hidden states -> hidden (B, T - depth, D), normed for the head."""
-        visible = Visibility.of(hidden.shape[1], hidden.shape[1], segments, hidden.device)
+        """MTP depth 1, 2, ...: hidden (B, T - depth, D) of the depth before, tokens (B, T - depth) that lie `depth`
+        ahead of it, positions and segments (B, T - depth) of the hidden states -> hidden (B, T - depth, D), normed
+        for the head. cache: of this depth, whose positions those given follow; not together with segments."""
+        if cache is not None and segments is not None:
+            raise ValueError("segments and a cache were given together: a cache holds one document a row")
+        new, seen = hidden.shape[1], 0 if cache is None else cache.length
+        visible = Visibility.of(new, seen + new, segments, hidden.device)
         real = None if segments is None else segments >= 0
         layer = self.mtp[depth - 1]
-        return self.run_block(layer, hidden, self.embed_tokens(tokens), self.rope(positions), visible, real, None)
+        return self.run_block(layer, hidden, self.embed_tokens(tokens), self.rope(positions), visible, real, cache)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (..., D) after the final norm -> logits (..., V)."""
@@ -198,7 +214,7 @@ class Transformer(nn.Module):
         return {module.layer: module for module in self.modules() if isinstance(module, MoE)}
 
     @torch.no_grad()
-    def balance_step(self, counts: dict[int, Tensor], progress: float) -> None:
+    def balance_step(self, counts: Mapping[int, Tensor], progress: float) -> None:
         """Move the selection biases once, after an optimizer step: counts (E) by layer, from all its micro-batches and
         ranks; progress: share of the run, which sets the rate. Does nothing for other kinds of balancing."""
         for number, layer in self.moe_layers().items():

@@ -2,9 +2,9 @@
 
     o = softmax(scale * q k^T + visibility) v
 
-PyTorch's fused kernels want equal head sizes of q, k and v; MLA's differ. Padding v with zeros up to the size of k and cutting
-the result is exact and, on a CPU, 4 to 11 times faster than the unfused path. float16 on a CPU is computed in float32,
-which is what a tensor core does, and many processors have nothing faster.
+PyTorch's fused kernels want equal head sizes of q, k and v; MLA's differ. Padding v with zeros up to the size of k
+and cutting the result is exact and, on a CPU, 4 to 11 times faster than the unfused path. float16 on a CPU is
+computed in float32, which is what a tensor core does, and many processors have nothing faster.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fathom.model.attention.cache import Visibility
+from fathom.model.precision import widen
 
 
 def attend_plain(q: Tensor, k: Tensor, v: Tensor, scale: float, visible: Visibility) -> Tensor:
     """The formula as it stands, in float32: the slow twin of `attend`, with the same arguments."""
     groups = q.shape[2] // k.shape[2]
     k, v = k.repeat_interleave(groups, dim=2), v.repeat_interleave(groups, dim=2)
-    scores = torch.einsum("btnh,bsnh->bnts", q.float(), k.float()) * scale
+    scores = torch.einsum("btnh,bsnh->bnts", widen(q), widen(k)) * scale
     bias = visible.bias(q.shape[1], k.shape[1], q.device)
     weights = (scores if bias is None else scores + bias).softmax(-1)
-    return torch.einsum("bnts,bsnv->btnv", weights, v.float()).to(q.dtype)
+    return torch.einsum("bnts,bsnv->btnv", weights, widen(v)).to(q.dtype)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, visible: Visibility) -> Tensor:

@@ -7,10 +7,11 @@
     q   = [W_uq c_q ; rope(W_qr c_q)],  c_q = norm(W_dq h)      or straight from h without a query rank
     o   = softmax(q k^T * scale) v,     scale = (H + R)^-1/2 (times YaRN's mscale^2)
 
-Decoding never builds k or v. Since q . (W_uk c) = (W_uk^T q) . c, the query is carried into latent space once and attends to
-c itself (`_absorbed`). The two paths are the same function; tests/model/test_attention.py holds them together.
-Row layouts are those of the released checkpoints: kv_a [latent | rotary], kv_b a head [k | v], q a head [plain | rotary].
-Both latent norms use eps 1e-6, whatever the model's own norms use, as in every released implementation.
+Decoding never builds k or v. Since q . (W_uk c) = (W_uk^T q) . c, the query is carried into latent space once and
+attends to c itself (`_absorbed`). The two paths are the same function; tests/model/test_attention.py holds them
+together. Row layouts are those of the released checkpoints: kv_a [latent | rotary], kv_b a head [k | v], q a head
+[plain | rotary]. Both latent norms use eps 1e-6, whatever the model's own norms use, as in every released
+implementation.
 
 Letters  B rows  T new tokens  S tokens seen  D model  N heads  C latent  R rotary  H head without rotary  V value head
 """
@@ -27,6 +28,7 @@ from fathom.knobs import Knobs
 from fathom.model.attention.cache import LayerCache, Visibility
 from fathom.model.attention.kernel import attend
 from fathom.model.norm import RMSNorm
+from fathom.model.precision import widen
 from fathom.model.rope import Rope, YarnConfig, softmax_scale
 
 LATENT_NORM_EPS = 1e-6
@@ -127,7 +129,8 @@ class MLA(nn.Module):
 
             s_ij = ((W_uk,i^T q_i) . c_j + q_r,i . k_r,j) scale,   o_i = W_uv,i sum_j p_ij c_j
 
-        Heads are folded into the rows of one matrix product, since a product broadcast over heads is several times slower.
+        Heads are folded into the rows of one matrix product, since a product broadcast over heads is several times
+        slower.
         """
         rows, new = q_nope.shape[:2]
         dtype = q_nope.dtype
@@ -136,7 +139,7 @@ class MLA(nn.Module):
         carried = torch.einsum("btnh,nhc->btnc", q_nope, w_uk)
         query = torch.cat((carried, q_rope.to(dtype)), dim=-1).flatten(1, 2)  # (B, T N, C + R)
         memory = torch.cat((c, k_rope), dim=-1).to(dtype)  # (B, S, C + R)
-        scores = torch.matmul(query, memory.transpose(1, 2)).float() * self.scale
+        scores = widen(torch.matmul(query, memory.transpose(1, 2))) * self.scale
         scores = scores.view(rows, new, self.heads, -1)
         bias = visible.bias(new, c.shape[1], c.device)
         if bias is not None:

@@ -1,7 +1,7 @@
-"""Keeping experts in balance.              Wang et al. 2024 (2408.15664); DeepSeek-V2 report 2.2.3; DeepSeek-V3 report 2.1.2
+"""Keeping experts in balance.         Wang et al. 2024 (2408.15664); DeepSeek-V2 report 2.2.3; DeepSeek-V3 report 2.1.2
 
-Auxiliary-loss-free: a bias is added to the affinities for the choice alone. After each optimizer step, from the loads of all its
-micro-batches and ranks,
+Auxiliary-loss-free: a bias is added to the affinities for the choice alone. After each optimizer step, from the loads
+of all its micro-batches and ranks,
 
     b_i += u sign(mean(load) - load_i)              or, proportional,     b_i += u (mean(load) - load_i) / mean(load)
 
@@ -11,7 +11,8 @@ Balance losses, per sequence (or over the whole micro-batch) of T tokens:
 
     f_i = E / (K T) sum_t 1[i among the top K of s_t],   P_i = mean_t s_t,i / sum_j s_t,j,    L = alpha sum_i f_i P_i
 
-The indicator uses affinities without bias (DeepSeek-V3, eq. 18). z-loss: mean of logsumexp(router logits)^2 (Zoph et al. 2022).
+The indicator uses affinities without bias (DeepSeek-V3, eq. 18). z-loss: mean of logsumexp(router logits)^2 (Zoph et
+al. 2022).
 """
 
 from __future__ import annotations

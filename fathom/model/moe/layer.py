@@ -1,8 +1,9 @@
 """The MoE layer of DeepSeekMoE: y = sum_shared FFN_s(x) + sum_{i in top K} g_i FFN_i(x).     DeepSeek-V2 report 2.2.1
 
-Dropless by default. With a capacity factor, each expert takes at most C = ceil(factor T K / E) assignments of a micro-batch of T tokens,
-in training only: earlier positions first, then rows, and never by score, which would let later tokens decide about
-earlier ones. What is dropped adds nothing, and the weights of what is kept are not renormalised.
+Dropless by default. With a capacity factor, each expert takes at most C = ceil(factor T K / E) assignments of a
+micro-batch of T tokens, in training only: earlier positions first, then rows, and never by score, which would let
+later tokens decide about earlier ones. What is dropped adds nothing, and the weights of what is kept are not
+renormalised.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from fathom.model.moe.balance import (
     balance_loss,
     z_loss,
 )
-from fathom.model.moe.dispatch import bring_back, route, send
+from fathom.model.moe.dispatch import bring_back, route, send, sort_weights
 from fathom.model.moe.experts import Experts, ExpertsImplementation
 from fathom.model.moe.router import Choice, Router
 
@@ -82,15 +83,20 @@ class MoEConfig(Knobs):
             wrong.append(f"topk_group is {self.topk_group}, more than the {groups} of n_group")
         elif k <= experts and k > self.topk_group * (experts // groups):
             room = self.topk_group * (experts // groups)
-            wrong.append(f"num_experts_per_tok is {k}, but topk_group {self.topk_group} of {groups} groups hold only {room}")
+            wrong.append(
+                f"num_experts_per_tok is {k}, but topk_group {self.topk_group} of {groups} groups hold only {room}"
+            )
         elif groups > 1 and self.topk_method == "greedy":
-            wrong.append(f"topk_method greedy has no groups, but n_group is {groups}; use group_limited_greedy or noaux_tc")
+            wrong.append(
+                f"topk_method greedy has no groups, but n_group is {groups}; use group_limited_greedy or noaux_tc"
+            )
         elif groups > 1 and self.topk_method == "noaux_tc" and experts // groups < 2:
             wrong.append("topk_method noaux_tc adds the two best of a group, but the groups have one expert each")
         if self.layers is not None and (self.first_k_dense_replace, self.moe_layer_freq) != (0, 1):
             wrong.append("layers is given, and first_k_dense_replace or moe_layer_freq too; give one or the other")
-        if self.layers is not None and (list(self.layers) != sorted(set(self.layers)) or min(self.layers, default=0) < 0):
-            wrong.append(f"layers is {list(self.layers)}; give each layer once, in rising order from 0")
+        given = list(self.layers or ())
+        if given != sorted(set(given)) or min(given, default=0) < 0:
+            wrong.append(f"layers is {given}; give each layer once, in rising order from 0")
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
@@ -156,13 +162,13 @@ class MoE(nn.Module):
         weights, dropped = choice.weights, choice.experts.new_zeros(())
         capacity = self.config.capacity(rows * length if real is None else int(real.sum())) if self.training else None
         if capacity is not None:
-            shape = (rows, length, -1)
-            fits = within_capacity(choice.experts.view(shape), capacity, self.config.n_routed_experts, real).flatten(0, 1)
+            experts = choice.experts.view(rows, length, -1)
+            fits = within_capacity(experts, capacity, self.config.n_routed_experts, real).flatten(0, 1)
             weights = weights * fits
             lost = ~fits if real is None else ~fits & real.flatten().unsqueeze(-1)
             dropped = lost.sum()
         path = route(choice.experts, self.config.n_routed_experts)
-        out = bring_back(self.experts(send(flat, path), path.counts), weights, path)
+        out = bring_back(self.experts(send(flat, path), sort_weights(weights, path), path.counts), path)
         if self.shared_experts is not None:
             out = out + self.shared_experts(flat)
         counts = path.counts

@@ -1,4 +1,4 @@
-"""The router: which experts a token goes to, and with what weight.       DeepSeek-V2 report 2.2, DeepSeek-V3 report 2.1.2
+"""The router: which experts a token goes to, and with what weight.     DeepSeek-V2 report 2.2, DeepSeek-V3 report 2.1.2
 
     s   = softmax(W x)  or  sigmoid(W x)                                affinities, float32
     top = the K largest of s + b                                        b chooses and never weights
@@ -10,10 +10,13 @@ With groups, only topk_group of n_group groups of experts compete. A group's sco
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from fathom.model.precision import widen
 
 
 class Choice(NamedTuple):
@@ -65,19 +68,20 @@ class Router(nn.Module):
 
     def forward(self, x: Tensor) -> Choice:
         with torch.autocast(x.device.type, enabled=False):
-            logits = torch.nn.functional.linear(x.float(), self.weight.float())
+            logits = torch.nn.functional.linear(widen(x), widen(self.weight))
             scores = logits.softmax(-1) if self.scoring_func == "softmax" else logits.sigmoid()
             with torch.no_grad():
-                biased = scores + self.e_score_correction_bias.float()
+                biased = scores + self.e_score_correction_bias
                 experts = choose(biased, self.k, self.n_group, self.topk_group, self.group_score)
             weights = scores.gather(-1, experts)
             if self.norm_topk_prob:
                 weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
             return Choice(experts, weights * self.scale, scores, logits)
 
-    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
         """Keep the bias in float32 when the model is cast: in bfloat16 an update of 0.001 would be lost."""
+        exact = self.e_score_correction_bias
         super()._apply(fn, recurse)
         if self.e_score_correction_bias.dtype != torch.float32:
-            self.e_score_correction_bias = self.e_score_correction_bias.float()
+            self.e_score_correction_bias = exact.to(self.e_score_correction_bias.device)
         return self
