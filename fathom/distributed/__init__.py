@@ -1,0 +1,1 @@
+"""Many ranks, and memory traded for compute."""
