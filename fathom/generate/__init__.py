@@ -1,0 +1,1 @@
+"""Text from a model: requests, sampling, caches, the reference loop, and MTP's speculative one."""
