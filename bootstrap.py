@@ -139,7 +139,7 @@ def stamp(extras: str, kind: str) -> str:
 
 def bootstrap(venv: Path, extras: str, kind: str) -> None:
     """The whole set-up; does nothing when it was done before with the same files and options."""
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036 - whatever python3 there is runs this file
         raise SetupError(f"Fathom needs Python 3.10 or newer; this is {platform.python_version()}. Try python3.12.")
     mark = venv / "fathom-setup.json"
     wanted = stamp(extras, kind)
@@ -157,7 +157,7 @@ def bootstrap(venv: Path, extras: str, kind: str) -> None:
 def main() -> int:
     """Read the options, set up, say where the command is."""
     parser = argparse.ArgumentParser(description="Set Fathom up in a virtual environment of its own.")
-    parser.add_argument("--extras", default="", help="extras of pyproject.toml, comma-separated: dev, hub, serve, client")
+    parser.add_argument("--extras", default="", help="extras of pyproject.toml, comma-separated: dev, hub, ...")
     parser.add_argument("--torch", default="auto", choices=["auto", "cpu", "registry"], help="which build of torch")
     parser.add_argument("--venv", type=Path, default=VENV, help="where the environment lives (default: .venv)")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""`python train.py [section.key=value ...]`: train the model of config.yaml, as the description that Fathom grew from has it.
+"""`python train.py [section.key=value ...]`: train the model of config.yaml, the description that Fathom grew from.
 
 The same as `fathom train config.yaml ...`; a first argument that ends in .yaml names another configuration.
 """

@@ -21,7 +21,7 @@ def command(
     ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ) -> None:
-    """Train a model: configuration in, run folder out.
+    """Train a model: configuration in, run folder out. SIGINT (Ctrl-C) and SIGTERM save and leave.
 
     Example: fathom train configs/laptop.yaml training.max_steps=100 training.output_dir=runs/mine
     """
@@ -30,10 +30,18 @@ def command(
 
         plan(config, overrides, json_=json_)
         return
+    import json
+    import os
+
     from fathom.pretrain import train
 
     run = train(config, overrides or [], resume=resume)
-    if json_:
-        import json
-
-        print(json.dumps({"run": str(run.path), "step": run.step, **run.metrics}))
+    if int(os.environ.get("RANK", "0")) == 0:
+        if json_:
+            print(json.dumps({"run": str(run.path), "step": run.step, **run.metrics}))
+        elif run.signal is None:
+            print(f"Done: {run.path}. Look at it with: fathom report {run.path}")
+        else:
+            print(f"Saved after step {run.step}. Go on with: fathom train {config} --resume {run.path}")
+    if run.signal is not None:
+        raise typer.Exit(128 + run.signal)
