@@ -397,7 +397,7 @@ def _introduce(run: RunConfig, cost: Cost, ground: Ground, device: Device, world
         f"{ground.held_out.tokens:,}" if ground.held_out else "none",
     )
     many = f" on each of {world.size} ranks" if world.size > 1 else ""
-    arithmetic = "float16 (products in float32)" if device.emulates_half else str(device.dtype).removeprefix("torch.")
+    arithmetic = str(device.dtype).removeprefix("torch.") + (" (products in float32)" if device.emulates else "")
     log.info(
         "device  %s, %s, %d threads%s; %.0f GFLOP/s %s",
         device.name,

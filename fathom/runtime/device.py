@@ -1,8 +1,8 @@
 """The device: where tensors live, in which arithmetic matrices are multiplied, and how fast that could go at best.
 
 Weights, gradients and optimizer moments are float32 always; `precision` says what autocast multiplies matrices in.
-bfloat16 needs nothing else. float16 needs loss scaling (`train/guards.py`), and on CPUs without float16 matrix
-instructions it needs `runtime/half.py`, because PyTorch's fallback there is some hundred times slower than float32.
+float16 needs loss scaling (`train/guards.py`). On CPUs without matrix instructions for it, a 16-bit dtype needs
+`runtime/narrow.py`, because PyTorch's fallback there is 30 to some hundred times slower than float32.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pydantic import BeforeValidator, Field
 
 from fathom.errors import ConfigError
 from fathom.knobs import Knobs
-from fathom.runtime.half import HalfByFloat
+from fathom.runtime.narrow import NarrowByFloat
 
 ALIASES = {
     "32": "float32",
@@ -104,7 +104,7 @@ class Device:
     torch_device       where weights and batches live
     name               of the processor, for people and for `environment.json`
     dtype              of matrix products (autocast's)
-    emulates_half      float16 products are computed in float32 and rounded (`runtime/half.py`)
+    emulates           16-bit products are computed in float32 and rounded (`runtime/narrow.py`)
     peak_flops         FLOP/s of a large matrix product in `dtype`: the 100 % of MFU
     peak_source        table, measured or recorded
     threads            CPU threads
@@ -113,7 +113,7 @@ class Device:
     torch_device: torch.device
     name: str
     dtype: torch.dtype = torch.float32
-    emulates_half: bool = False
+    emulates: bool = False
     peak_flops: float = 1e11
     peak_source: str = "measured"
     threads: int = 1
@@ -135,8 +135,8 @@ class Device:
         return torch.autocast(self.kind, dtype=self.dtype)
 
     def arithmetic(self) -> AbstractContextManager[Any]:
-        """Around a forward pass and its backward pass: makes float16 usable on CPUs that lack it; nothing elsewhere."""
-        return HalfByFloat() if self.emulates_half else contextlib.nullcontext()
+        """Around a forward and a backward pass: makes 16 bits usable on CPUs that lack them; nothing elsewhere."""
+        return NarrowByFloat(self.dtype) if self.emulates else contextlib.nullcontext()
 
     def facts(self) -> dict[str, Any]:
         """What `environment.json` records; `set_up(recorded=...)` reads it on resume."""
@@ -144,7 +144,7 @@ class Device:
             "device": str(self.torch_device),
             "name": self.name,
             "precision": str(self.dtype).removeprefix("torch."),
-            "float16_products_in_float32": self.emulates_half,
+            "products_in_float32": self.emulates,
             "peak_flops": self.peak_flops,
             "peak_source": self.peak_source,
             "threads": self.threads,
@@ -172,12 +172,12 @@ def set_up(config: HardwareConfig, *, recorded: Mapping[str, Any] | None = None,
         if config.cuda_memory_fraction is not None:
             torch.cuda.set_per_process_memory_fraction(config.cuda_memory_fraction, where)
     dtype = _dtype(config.precision, where)
-    emulates = dtype == torch.float16 and where.type == "cpu" and not cpu_has_half()
+    native = {torch.float16: cpu_has_half, torch.bfloat16: cpu_has_bfloat16}.get(dtype, lambda: True)
+    emulates = where.type == "cpu" and not native()
     if emulates and config.compile:
         raise ConfigError(
-            "hardware.precision is float16 and hardware.compile is true, but this CPU has no float16 matrix "
-            "instructions: "
-            "compiled float16 would be some hundred times slower; use bfloat16 or float32, or compile: false"
+            f"hardware.precision is {config.precision} and hardware.compile is true, but this CPU has no matrix "
+            "instructions for it, and compiled it would be 30 or more times slower; use float32, or compile: false"
         )
     name = device_name(where)
     device = Device(where, name, dtype, emulates, threads=torch.get_num_threads())
@@ -214,9 +214,9 @@ def _dtype(precision: str, where: torch.device) -> torch.dtype:
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices in hardware (amx_bf16 or avx512_bf16)."""
+    """Whether this CPU multiplies bfloat16 matrices in hardware (amx_bf16, avx512_bf16, or Arm's bf16)."""
     has = torch.cpu.get_capabilities()
-    return bool(has.get("amx_bf16") or has.get("avx512_bf16"))
+    return bool(has.get("amx_bf16") or has.get("avx512_bf16") or has.get("bf16"))
 
 
 def cpu_has_half() -> bool:
@@ -252,7 +252,7 @@ def _peak(device: Device, allow_tf32: bool, recorded: Mapping[str, Any]) -> tupl
         tabled = tabled_peak(device.name, device.dtype, allow_tf32)
         if tabled is not None:
             return tabled, "table"
-    same = ("name", "precision", "threads", "float16_products_in_float32")
+    same = ("name", "precision", "threads", "products_in_float32")
     facts = device.facts()
     if recorded.get("peak_flops") and all(recorded.get(key) == facts[key] for key in same):
         return float(recorded["peak_flops"]), "recorded"
@@ -261,7 +261,7 @@ def _peak(device: Device, allow_tf32: bool, recorded: Mapping[str, Any]) -> tupl
 
 def measure_peak(device: Device, size: int = 1024, seconds: float = 0.3) -> float:
     """FLOP/s of the best of some (size x size) matrix products within about `seconds`."""
-    dtype = torch.float32 if device.emulates_half else device.dtype
+    dtype = torch.float32 if device.emulates else device.dtype
     a, b = (torch.ones(size, size, dtype=dtype, device=device.torch_device) for _ in range(2))
     best, end = float("inf"), time.perf_counter() + seconds
     for attempt in range(200):

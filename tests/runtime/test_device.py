@@ -62,17 +62,18 @@ def test_auto_is_bfloat16_only_where_it_is_fast(
     assert set_up(HardwareConfig(accelerator="cpu")).dtype == dtype
 
 
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
 @pytest.mark.parametrize("native", [True, False])
-def test_float16_is_emulated_only_where_it_is_missing(
-    native: bool, slow_peak: list[Device], monkeypatch: pytest.MonkeyPatch
+def test_16_bits_are_emulated_only_where_they_are_missing(
+    native: bool, precision: str, slow_peak: list[Device], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rooms, "cpu_has_half", lambda: native)
-    device = set_up(HardwareConfig(accelerator="cpu", precision="float16"))
-    assert device.emulates_half is not native
-    assert device.needs_loss_scaling
+    monkeypatch.setattr(rooms, {"float16": "cpu_has_half", "bfloat16": "cpu_has_bfloat16"}[precision], lambda: native)
+    device = set_up(HardwareConfig.model_validate({"accelerator": "cpu", "precision": precision}))
+    assert device.emulates is not native
+    assert device.needs_loss_scaling is (precision == "float16")
     if not native:
         with pytest.raises(ConfigError, match="compile"):
-            set_up(HardwareConfig(accelerator="cpu", precision="float16", compile=True))
+            set_up(HardwareConfig.model_validate({"accelerator": "cpu", "precision": precision, "compile": True}))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
@@ -83,7 +84,7 @@ def test_cuda_is_refused_where_there_is_none() -> None:
 
 @pytest.mark.parametrize("precision", DTYPES)
 def test_autocast_multiplies_in_its_dtype_and_weights_stay_float32(precision: str) -> None:
-    device = Device(torch.device("cpu"), "x", DTYPES[precision], precision == "float16")
+    device = Device(torch.device("cpu"), "x", DTYPES[precision], precision != "float32")
     layer = torch.nn.Linear(3, 5)
     with device.arithmetic():
         with device.autocast():

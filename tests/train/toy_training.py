@@ -146,7 +146,7 @@ def toy_trainer(
     config = TrainingConfig(**{**settings, "gradient_accumulation_steps": 2, "seed": 5, **training})
     seed_everything(config.seed, "dropout")
     model = model or Toy(config.seed, dropout)
-    device = Device(torch.device("cpu"), "toy", dtype, emulates_half=dtype == torch.float16)
+    device = Device(torch.device("cpu"), "toy", dtype, emulates=dtype == torch.float16)
     recipe = MuonConfig(kind="muon", lr=0.02) if kind == "muon" else AdamWConfig(lr=0.02)
     optimizer = build_optimizer(model, recipe)
     schedule = build_schedule(WSDConfig(kind="wsd", warmup_steps=2), config.max_steps, recipe.lr)
