@@ -263,13 +263,14 @@ class RunFolder:
             hidden.rename(final)
             _sync(self.checkpoints)
         except BaseException as error:  # torch.distributed.checkpoint's own exception is no Exception
+            why = "the disk is full" if _is_full(self.path) else _first_line(error)
             shutil.rmtree(hidden, ignore_errors=True)
             if not _is_of_the_disk(error):
                 raise
             kept = self.complete()
             have = f"the checkpoint of step {kept[-1]} stands" if kept else "there is no earlier one"
             raise CheckpointError(
-                f"cannot write the checkpoint of step {step} into {self.checkpoints}: {_first_line(error)}; {have}. "
+                f"cannot write the checkpoint of step {step} into {self.checkpoints}: {why}; {have}. "
                 "Free space (training.keep_last lowers what a run needs), then go on with --resume"
             ) from error
         return final
@@ -420,6 +421,14 @@ def _is_of_the_disk(error: BaseException) -> bool:
     if isinstance(error, CheckpointException):
         return True
     return isinstance(error, (OSError, SafetensorError)) or (isinstance(error, RuntimeError) and "write" in str(error))
+
+
+def _is_full(place: Path) -> bool:
+    """Whether there is next to no space. PyTorch's writers say so in words of their own, or of the zip format."""
+    try:
+        return shutil.disk_usage(place).free < 1 << 16
+    except OSError:
+        return False
 
 
 def _first_line(error: BaseException) -> str:

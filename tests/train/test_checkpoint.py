@@ -15,8 +15,9 @@ import torch
 from toy_training import Toy, toy_trainer
 
 from fathom.errors import CheckpointError
+from fathom.hub.names import Names
 from fathom.train import checkpoint as rooms
-from fathom.train.checkpoint import Names, RunFolder, write_whole
+from fathom.train.checkpoint import RunFolder, write_whole
 
 TOY = Path(__file__).with_name("toy_training.py")
 
