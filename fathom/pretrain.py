@@ -287,10 +287,21 @@ def _build_model(run: RunConfig, device: Device) -> Transformer:
     model.to(device.torch_device)
     if run.hardware.compile:
         for block in (*model.layers, *model.mtp):
-            block.forward = compiled(block.forward, device.torch_device)
+            _compile(block, device)
     if run.hardware.recompute:
         model.run_block = recomputed(model.run_block)
     return model
+
+
+def _compile(block: nn.Module, device: Device) -> None:
+    """Compile a block for training. Evaluation and samples run it as it is: their shapes change from call to call, and
+    compiled shapes are fixed."""
+    plain, fast = block.forward, compiled(block.forward, device.torch_device)
+
+    def forward(*arguments: Any) -> Any:
+        return (fast if block.training else plain)(*arguments)
+
+    block.forward = forward  # type: ignore[method-assign]
 
 
 def _objective(run: RunConfig) -> Callable[..., Losses]:

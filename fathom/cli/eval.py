@@ -24,15 +24,13 @@ def command(
     text: Annotated[
         list[Path] | None, typer.Option(help="A UTF-8 text file to measure, instead of the run's own; may be repeated.")
     ] = None,
-    split: Annotated[
-        Split | None, typer.Option(help="Which part of the run's own text.  [default: validation]")
-    ] = None,
-    batches: Annotated[int | None, typer.Option(min=1, help="At most so many batches.  [default: all]")] = None,
+    split: Annotated[Split | None, typer.Option(help="Which part of the run's own text (default: validation).")] = None,
+    batches: Annotated[int | None, typer.Option(min=1, help="At most so many batches (default: all).")] = None,
     sequence_length: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of a row.  [default: training.sequence_length]")
+        int | None, typer.Option(min=1, help="Tokens of a row (default: training.sequence_length).")
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Rows of a batch.  [default: training.batch_size]")
+        int | None, typer.Option(min=1, help="Rows of a batch (default: training.batch_size).")
     ] = None,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "float32",
@@ -147,24 +145,26 @@ def show(found: Measured, title: str) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    page = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", show_header=False)
+    page = Table(box=box.SIMPLE_HEAD, show_header=False)
     page.add_column()
     page.add_column(justify="right")
     for row in _rows(found):
         page.add_row(*row)
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(Text(title, style="bold"))
     console.print(page)
     if not found.routing:
         return
-    experts = Table("layer", "MaxVio", "entropy", "dead", box=box.SIMPLE_HEAD, title="Balance of experts")
-    experts.title_justify, experts.title_style = "left", "bold"
+    experts = Table("layer", "MaxVio", "entropy", "dead", box=box.SIMPLE_HEAD)
     for column in experts.columns:
         column.justify = "right"
     for layer in found.routing:
         experts.add_row(
             str(layer.layer), f"{layer.max_vio:.3f}", f"{layer.entropy:.3f}", f"{layer.dead} of {len(layer.counts)}"
         )
+    console.print(Text("Balance of experts", style="bold"))
     console.print(experts)
 
 

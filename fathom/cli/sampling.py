@@ -17,11 +17,11 @@ RunArgument = Annotated[
 ]
 MaxTokens = Annotated[int, typer.Option(min=1, help="At most so many tokens; the model's window may hold fewer.")]
 Temperature = Annotated[
-    float | None, typer.Option(help="Divides the logits: lower is more predictable, 0 is greedy.  [default: 0.8]")
+    float | None, typer.Option(help="Divides the logits: lower is more predictable, 0 is greedy (default: 0.8).")
 ]
 TopK = Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens only.")]
 TopP = Annotated[
-    float | None, typer.Option(help="Draw from the likeliest tokens that make up this probability.  [default: 0.95]")
+    float | None, typer.Option(help="Draw from the likeliest tokens that make up this probability (default: 0.95).")
 ]
 MinP = Annotated[float, typer.Option(help="Leave out tokens less likely than this share of the likeliest.")]
 RepetitionPenalty = Annotated[float, typer.Option(help="Above 1: tokens that were there already become less likely.")]

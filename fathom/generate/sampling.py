@@ -74,10 +74,10 @@ def distribution(z: Tensor, params: SamplingParams) -> Tensor:
     """z (V) -> weights w (V) float64, not normalised; for a temperature above 0."""
     z = z.double() / params.temperature
     if params.top_k is not None and params.top_k < z.shape[0]:
-        z = z.masked_fill(z < z.sort(descending=True).values[params.top_k - 1], -math.inf)
+        z = z.masked_fill(z < z.topk(params.top_k).values[-1], -math.inf)
     w = z.softmax(-1)
     if params.top_p < 1:
-        ordered = w.sort(descending=True).values
+        ordered = w[w > 0].sort(descending=True).values
         before = ordered.cumsum(-1) - ordered
         w = w.masked_fill(w < ordered[before < params.top_p].min(), 0)
     return w.masked_fill(w < params.min_p * w.max(), 0)

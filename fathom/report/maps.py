@@ -20,6 +20,7 @@ from fathom.report.svg import MUTED, SERIES, figure, style, to_svg
 
 WARM, COLD, UNKNOWN = (227, 94, 32), (38, 110, 224), (128, 128, 128)
 COLUMNS = 480  # of a strip
+LEFT, RIGHT, TOP, BOTTOM = 46.0, 16.0, 4.0, 42.0  # margins of a drawing
 
 
 def strength(ratio: Column) -> Column:
@@ -74,8 +75,22 @@ def _reach(found: list[Column], least: float) -> float:
 
 def _map(layer: LayerLoad, name: str, reach: tuple[float, float]) -> Plot:
     biased = bool(np.isfinite(layer.bias[-1]).any() and np.ptp(layer.bias[-1]) > 0)
-    drawn = figure(780, 62 + max(54, min(layer.experts, 32) * 8))
-    parts = drawn.subplots(1, 3 if biased else 2, sharey=True, width_ratios=[6, 1.3, 1.3] if biased else [6, 1.3])
+    width, height = 780.0, max(54.0, min(layer.experts, 32) * 8.0)
+    whole = height + TOP + BOTTOM
+    drawn = figure(width, whole, fitted=False)  # equal margins, so that the maps stand in one line
+    parts = drawn.subplots(
+        1,
+        3 if biased else 2,
+        sharey=True,
+        width_ratios=[6, 1.3, 1.3] if biased else [6, 1.3],
+        gridspec_kw={
+            "left": LEFT / width,
+            "right": 1 - RIGHT / width,
+            "bottom": BOTTOM / whole,
+            "top": 1 - TOP / whole,
+            "wspace": 0.1,
+        },
+    )
     _strip(parts[0], layer)
     load = late_load(layer) * layer.experts
     _bars(parts[1], load - 1, 1.0, reach[0], "load", SERIES[0])
@@ -100,13 +115,16 @@ def _strip(ax: Axes, layer: LayerLoad) -> None:
     ax.xaxis.set_major_formatter(FuncFormatter(short))
     ax.yaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 4, 8, 10]))
     ax.set_xlabel("step")
-    ax.set_ylabel("expert")
+    ax.set_ylabel("expert", labelpad=2)
 
 
 def _bars(ax: Axes, values: Column, base: float, reach: float, name: str, color: str) -> None:
     """Bars beside the strip's rows, from `base`, at most `reach` long."""
-    shown = np.nan_to_num(values)
-    ax.barh(np.arange(len(values)), shown, left=base, height=0.8 if len(values) <= 32 else 1.0, color=color)
+    half = 0.4 if len(values) <= 32 else 0.5
+    edges = (np.arange(len(values))[:, None] + [-half, half]).ravel()
+    ends = np.full(2 * len(values) - 1, base)  # bars and the gaps between them: one path, not hundreds
+    ends[::2] += np.nan_to_num(values)
+    ax.stairs(ends, edges, baseline=base, orientation="horizontal", fill=True, color=color)
     ax.axvline(base, color=MUTED, linewidth=1)
     ax.set_xlim(base - 1.1 * reach, base + 1.1 * reach)
     ax.set_xticks([base - reach, base, base + reach])

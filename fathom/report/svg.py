@@ -68,9 +68,12 @@ def style() -> Iterator[None]:
         yield
 
 
-def figure(width: float, height: float) -> Figure:
-    """An empty figure of so many CSS pixels; within `style`. Never pyplot's, which keeps what it makes."""
-    return Figure(figsize=(width / 72, height / 72), layout="constrained")
+def figure(width: float, height: float, fitted: bool = True) -> Figure:
+    """An empty figure of so many CSS pixels; within `style`. Never pyplot's, which keeps what it makes.
+
+    fitted: margins as wide as the labels need, which costs a second drawing.
+    """
+    return Figure(figsize=(width / 72, height / 72), layout="constrained" if fitted else None)
 
 
 def axes(width: float, height: float) -> tuple[Figure, Axes]:
