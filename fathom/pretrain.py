@@ -16,6 +16,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
+from torch import nn
+
 from fathom.batch import Batch
 from fathom.config.file import Overrides
 from fathom.config.text import dump
@@ -169,7 +171,7 @@ def _train(run: RunConfig, world: World, device: Device, earlier: Earlier | None
     model = _build_model(run, device)
     cost = Cost(run.model)
     if world.is_first:
-        _write_facts(folder, run, device, world)
+        _write_facts(folder, run, cost, device, world)
         _introduce(run, cost, ground, device, world)
     ranks = DataParallel(model, world)
     optimizer = build_optimizer(model, run.optimizer, device.dtype)
@@ -421,8 +423,11 @@ def _introduce(run: RunConfig, cost: Cost, ground: Ground, device: Device, world
     log.info("run     %s: %s steps of %s tokens", training.output_dir, f"{training.max_steps:,}", f"{step:,}")
 
 
-def _write_facts(folder: RunFolder, run: RunConfig, device: Device, world: World) -> None:
+def _write_facts(folder: RunFolder, run: RunConfig, cost: Cost, device: Device, world: World) -> None:
     facts = {
+        "parameters": cost.parameters(),
+        "active_parameters": cost.active_parameters(),
+        "mtp_parameters": cost.mtp_parameters(),
         "fathom": __version__,
         "commit": _commit(),
         "python": platform.python_version(),

@@ -17,9 +17,9 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-INK, MUTED, GRID, PAPER = "#1000f0", "#1000f1", "#1000f2", "#1000f3"
+INK, MUTED, GRID = "#1000f0", "#1000f1", "#1000f2"
 SERIES = tuple(f"#2000f{number}" for number in range(8))
-VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"} | {
+VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid"} | {
     color: f"--s{number}" for number, color in enumerate(SERIES)
 }
 STYLE: dict[Any, Any] = {

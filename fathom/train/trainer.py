@@ -263,6 +263,8 @@ class Trainer:
             gone = self._forget_future()
             self._tell("on_start", self.state.step, self.config.max_steps)
             stack.callback(lambda: self._tell("on_end", self.state.step))
+            if self.state.step:
+                self._event("resumed")
             if gone:
                 log.warning("checkpoints past step %d are dropped: %s", self.state.step, gone)
             while self.state.step < self.config.max_steps:
