@@ -1,4 +1,4 @@
-"""The one table of tensor names: ours in memory, Hugging Face's on disk.
+"""The one table of tensor names: ours in memory, Hugging Face's on disk, GGUF's.
 
     | in memory (`Transformer.state_dict()`)   | on disk                                                         |
     |------------------------------------------|-----------------------------------------------------------------|
@@ -11,7 +11,8 @@
     | *.experts.down_proj (E, D, I)            | *.experts.e.down_proj.weight                       (D, I) each  |
 
 N = num_hidden_layers. Tensors are cut and named, never changed: what is written is read back bit for bit. That is how
-released DeepSeek checkpoints are laid out, and what `save_pretrained` writes.
+released DeepSeek checkpoints are laid out, and what `save_pretrained` writes. GGUF's names follow from those on disk
+(`gguf_name`); there the experts of a layer are one tensor again, gate and up apart.
 
 Letters  D model  E experts  I width of one expert
 """
@@ -147,3 +148,48 @@ def shown(names: Collection[str], most: int = 3) -> str:
     """The first few of many names."""
     first = ", ".join(list(names)[:most])
     return first if len(names) <= most else f"{first} and {len(names) - most} more"
+
+
+# --- GGUF ------------------------------------------------------------
+
+# Inside a layer, Hugging Face's name -> GGUF's; Mixtral's and ERNIE's where theirs differ.
+GGUF_LAYER = {
+    "input_layernorm.weight": "attn_norm.weight",
+    "post_attention_layernorm.weight": "ffn_norm.weight",
+    "self_attn.q_proj.weight": "attn_q.weight",
+    "self_attn.k_proj.weight": "attn_k.weight",
+    "self_attn.v_proj.weight": "attn_v.weight",
+    "self_attn.o_proj.weight": "attn_output.weight",
+    "self_attn.q_a_proj.weight": "attn_q_a.weight",
+    "self_attn.q_a_layernorm.weight": "attn_q_a_norm.weight",
+    "self_attn.q_b_proj.weight": "attn_q_b.weight",
+    "self_attn.kv_a_proj_with_mqa.weight": "attn_kv_a_mqa.weight",
+    "self_attn.kv_a_layernorm.weight": "attn_kv_a_norm.weight",
+    "self_attn.kv_b_proj.weight": "attn_kv_b.weight",
+    "mlp.gate.weight": "ffn_gate_inp.weight",
+    "block_sparse_moe.gate.weight": "ffn_gate_inp.weight",
+    "mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
+    "mlp.moe_statics.e_score_correction_bias": "exp_probs_b.bias",
+    "enorm.weight": "nextn.enorm.weight",
+    "hnorm.weight": "nextn.hnorm.weight",
+    "eh_proj.weight": "nextn.eh_proj.weight",
+    "shared_head.norm.weight": "nextn.shared_head_norm.weight",
+    **{f"mlp.{n}_proj.weight": f"ffn_{n}.weight" for n in ("gate", "up", "down")},
+    **{f"mlp.shared_experts.{n}_proj.weight": f"ffn_{n}_shexp.weight" for n in ("gate", "up", "down")},
+}
+GGUF_EXPERT = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down", "w1": "gate", "w3": "up", "w2": "down"}
+GGUF_OUTSIDE = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
+
+
+def gguf_name(name: str) -> str:
+    """A name on disk -> GGUF's; of one expert, that of the stack it belongs to."""
+    if name in GGUF_OUTSIDE:
+        return GGUF_OUTSIDE[name]
+    _, _, layer, part = name.split(".", 3)
+    if ".experts." in part:
+        return f"blk.{layer}.ffn_{GGUF_EXPERT[part.split('.')[-2]]}_exps.weight"
+    return f"blk.{layer}.{GGUF_LAYER[part]}"
