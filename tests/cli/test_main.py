@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -29,7 +28,7 @@ def command_of(monkeypatch: pytest.MonkeyPatch, body: object) -> None:
     monkeypatch.setattr("fathom.cli.plan.command", body)
 
 
-def test_help_names_every_command_without_torch_and_at_once() -> None:
+def test_help_names_every_command_without_torch() -> None:
     code = (
         "import sys\n"
         "from fathom.cli.main import main\n"
@@ -37,15 +36,12 @@ def test_help_names_every_command_without_torch_and_at_once() -> None:
         "heavy = [m for m in ('torch', 'numpy', 'pydantic', 'tokenizers', 'yaml') if m in sys.modules]\n"
         "print('CODE', code, heavy)\n"
     )
-    started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    seconds = time.perf_counter() - started
     assert "CODE 0" in done.stdout, done.stderr
     assert "torch" not in done.stdout.splitlines()[-1]
     assert "numpy" not in done.stdout.splitlines()[-1]
     for name in COMMANDS:
         assert f" {name} " in done.stdout
-    assert seconds < 5, f"{seconds:.1f} s; it takes 0.2 s on a machine that does nothing else"
 
 
 def test_version_and_module() -> None:

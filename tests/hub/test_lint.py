@@ -37,6 +37,7 @@ WRONG: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
     (CLEAN, {"attention_bias": True}, "llama.cpp", "attention_bias false"),
     (CLEAN, {"q_lora_rank": None}, "llama.cpp's converter", "GGUF"),
     (CLEAN, {"kv_lora_rank": 128}, "FlashMLA", "widths"),
+    (CLEAN, {"moe_intermediate_size": 24}, "vLLM on CPUs", "such widths"),
     (CLEAN, {"model_type": "deepseek_v2", "kv_lora_rank": 5, "norm_topk_prob": False}, "transformers", "even"),
     (CLEAN, {"num_nextn_predict_layers": None}, "transformers", "write 0"),
     (CLEAN, {"num_nextn_predict_layers": 1}, "transformers", "_keys_to_ignore"),
