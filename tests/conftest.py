@@ -1,4 +1,4 @@
-"""What every test shares: one thread (the machine's cores are shared by the workers), no network, a cache of its own."""
+"""What every test shares: one thread (the workers share the machine's cores), no network, a cache of its own."""
 
 from __future__ import annotations
 

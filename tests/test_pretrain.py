@@ -25,14 +25,15 @@ from fathom.train.checkpoint import RunFolder
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "configs" / "tiny.yaml"
 OF_TIME = {"tokens_per_second", "mfu", "seconds"}
-WORDS = "the union of the states and the people of the nation shall be one and the same before the law . ".split()
+SPEECH = "the union of the states and the people of the nation shall be one and the same before the law ."
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small text of a few documents, quickly learnt."""
     path = tmp_path_factory.mktemp("text") / "text.txt"
-    lines = [" ".join(WORDS[(i * 7 + j * (1 + i % 3)) % len(WORDS)] for j in range(60)) for i in range(120)]
+    words = SPEECH.split()
+    lines = [" ".join(words[(i * 7 + j * (1 + i % 3)) % len(words)] for j in range(60)) for i in range(120)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 

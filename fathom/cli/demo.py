@@ -34,13 +34,13 @@ def command(
     run = train(preset(PRESET), [*(overrides or []), f"training.output_dir={folder}"])
     if run.signal is not None:
         raise typer.Exit(128 + run.signal)
-    found = evaluated(run, "test")
+    found = evaluated(run, "validation")
     tables = read(folder)
     page = write([tables], folder / "report.html")
     if json_:
-        print(json.dumps({"run": str(folder), "report": str(page), **run.metrics, "test": found.facts()}))
+        print(json.dumps({"run": str(folder), "report": str(page), **run.metrics, "validation": found.facts()}))
         return
-    show(found, "the test split: texts that training never saw")
+    show(found, "the whole validation split: texts that training never saw")
     for sample in tables.samples:
         if sample.step == run.step:
             print(f"\n{sample.prompt}{sample.text}")
