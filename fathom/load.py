@@ -3,6 +3,7 @@
     RUN         a run folder: its newest whole checkpoint
     RUN@best    the checkpoint with the lowest validation loss
     RUN@500     the checkpoint of step 500
+    FOLDER      a Hugging Face folder: what `fathom export` wrote, or a released model
 
 Only YAML, JSON and safetensors are read: nothing is unpickled.
 """
@@ -14,14 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from fathom.errors import CheckpointError, ConfigError
 from fathom.generate.generator import Generator
 from fathom.generate.request import SamplingParams
+from fathom.hub.family import Weights
+from fathom.hub.huggingface import Pretrained, pretrained, weights_of
 from fathom.hub.names import names_of
+from fathom.hub.shards import Shards
+from fathom.log import log
 from fathom.model.transformer import ModelConfig, Transformer
 from fathom.recipe import RunConfig, load_config
 from fathom.runtime.device import DTYPES, canonical
+from fathom.tokenizer.ids import is_of_ids, of_ids
 from fathom.tokenizer.tokenizer import Tokenizer
 from fathom.train.checkpoint import Checkpoint, RunFolder
 
@@ -32,7 +39,7 @@ TOKENIZER = "tokenizer"  # folder of a run with its tokenizer.json
 class Run:
     """A model with what belongs to it.
 
-    path, step   the run folder, and the step whose weights these are
+    path, step   the run folder, and the step whose weights these are; 0 for a Hugging Face folder
     config       the resolved configuration
     model        in eval mode; `run.model(tokens)`: (B, T) int64 -> logits (B, T, V)
     metrics      of the last evaluation, as far as it is known
@@ -56,11 +63,16 @@ class Run:
 
 
 def load(path: str | Path, device: str | torch.device = "cpu", dtype: str | torch.dtype = "float32") -> Run:
-    """Open a run for use.
+    """Open a run for use, or a Hugging Face folder.
 
-    CheckpointError: no run there, no whole checkpoint, another format. ConfigError: a device or dtype that is not here.
+    CheckpointError: no run there, no whole checkpoint, another format. ConfigError: a device or dtype that is not here,
+    or a Hugging Face model that ours is not.
     """
     where, kind = _device(device), _dtype(dtype)
+    if is_exported(path):
+        found = pretrained(path)
+        config, tokenizer = recipe_for(found, Path(path), Path(path)), words_of(found)
+        return Run(Path(path), 0, config, found.model(kind, where), tokenizer, where)
     folder, checkpoint = find(path)
     config = read_config(folder)
     tokenizer = read_tokenizer(folder)
@@ -103,6 +115,76 @@ def empty_model(config: ModelConfig) -> Transformer:
     with torch.device("meta"):
         model = Transformer(config)
     return model.to_empty(device="cpu")
+
+
+# --- Hugging Face folders ------------------------------------------------------------
+
+
+def is_exported(path: str | Path) -> bool:
+    """Whether a path is a Hugging Face folder and not a run."""
+    folder = Path(path)
+    return (folder / "config.json").is_file() and not (folder / "run.json").exists()
+
+
+def words_of(found: Pretrained) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder; one of token ids (`12 7 905`) where it has none. The id that ends a text
+    is then the one that config.json names, or else the last."""
+    if found.tokenizer is not None:
+        return found.tokenizer
+    size, end = found.config.vocab_size or 0, found.keys.get("eos_token_id")
+    end = end[0] if isinstance(end, list) and end else end
+    if not isinstance(end, int) or not 0 <= end < size:
+        end = size - 1
+        log.warning("config.json names no token that ends a text; %d, the last, is taken for it", end)
+    return of_ids(size, end)
+
+
+def recipe_for(found: Pretrained, words: Path, output: Path) -> RunConfig:
+    """A configuration that trains on from a Hugging Face model: its own architecture, gentle steps, and the embedded
+    text until another is named. words: where its tokenizer.json is; output: the run folder. ConfigError: none fits."""
+    keys = {
+        "model": found.config.model_dump(),
+        "tokenizer": {"kind": "file", "path": str(words)},
+        "data": {"datasets": [{"kind": "embedded"}], "validation_fraction": 0.05, "test_fraction": 0.05},
+        "optimizer": {"kind": "adamw", "lr": 2e-5},
+        "scheduler": {"kind": "cosine", "warmup_steps": 20},
+        "training": {"output_dir": str(output), "sequence_length": min(512, found.config.max_position_embeddings)},
+    }
+    try:
+        return RunConfig.model_validate(keys)
+    except ValidationError as error:
+        said = "; ".join(str(each["msg"]) for each in error.errors())
+        raise ConfigError(f"{found.folder / 'config.json'} makes no run: {said}") from None
+
+
+# --- weights without a model ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What stands on disk, for whoever writes it elsewhere: no model is built where that can be avoided.
+
+    weights    under the names of `hub.names`, read one at a time (of a Hugging Face folder: held in memory)
+    tokenizer  None where there are only token ids
+    """
+
+    path: Path
+    step: int
+    config: ModelConfig
+    weights: Weights
+    tokenizer: Tokenizer | None
+
+
+def stored(path: str | Path) -> Stored:
+    """The weights of a run, `RUN@best`, `RUN@step` or Hugging Face folder. CheckpointError, ConfigError: as `load`."""
+    if is_exported(path):
+        found = pretrained(path)
+        dtype = found.weights["model.embed_tokens.weight"].dtype
+        return Stored(Path(path), 0, found.config, weights_of(found.model(dtype)), found.tokenizer)
+    folder, checkpoint = find(path)
+    config, tokenizer = read_config(folder), read_tokenizer(folder)
+    words = None if is_of_ids(tokenizer) else tokenizer
+    return Stored(folder.path, checkpoint.step, config.model, Shards(checkpoint.path), words)
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from fathom.load import Run
 
 RunArgument = Annotated[
-    str, typer.Argument(metavar="RUN", help="A run folder, or RUN@best, or RUN@500 for the checkpoint of a step.")
+    str,
+    typer.Argument(
+        metavar="RUN", help="A run folder, RUN@best, RUN@500 for a step's checkpoint, or an exported folder."
+    ),
 ]
 MaxTokens = Annotated[int, typer.Option(min=1, help="At most so many tokens; the model's window may hold fewer.")]
 Temperature = Annotated[

@@ -228,8 +228,9 @@ def whole_or_absent(target: Path, write: Callable[[Path], object]) -> None:
         shutil.rmtree(hidden, ignore_errors=True)
         hidden.mkdir(parents=True)
         write(hidden)
-        for path in hidden.iterdir():
-            _sync(path)
+        for path in hidden.rglob("*"):
+            if path.is_file():
+                _sync(path)
         if target.exists():
             target.rmdir()
         hidden.rename(target)

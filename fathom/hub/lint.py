@@ -150,6 +150,10 @@ RULES = [
          lambda k: _mla(k) and (k.get("kv_lora_rank"), k.get("qk_rope_head_dim")) != (512, 64),
          f"kv_lora_rank + qk_rope_head_dim must be 512 + 64 = {PORTABLE}",
          "train with these widths where this matters"),
+    loud("vLLM on CPUs",
+         lambda k: _moe(k) and bool(k.get("hidden_size", 0) % 32 or k.get("moe_intermediate_size", 0) % 32),
+         "its experts' kernel wants hidden_size and moe_intermediate_size in multiples of 32 (0.32)",
+         "train with such widths where this matters"),
     loud("transformers", lambda k: k.get("model_type") == "deepseek_v2" and k.get("kv_lora_rank", 0) % 2 == 1,
          "it pairs up rotary numbers in place, which an odd kv_lora_rank forbids", "train with an even one"),
     # multi-token prediction

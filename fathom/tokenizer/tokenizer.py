@@ -79,12 +79,29 @@ class Tokenizer:
         return bytes_of_tokens(self.backend, self.vocab_size)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text."""
-        return self.backend.encode(text, add_special_tokens=False).ids
+        """The ids of a text. TokenizerError: it has a word that the tokenizer has no token for."""
+        try:
+            return self.backend.encode(text, add_special_tokens=False).ids
+        except Exception as error:
+            if type(error) is not Exception:  # which `tokenizers` raises, and no other
+                raise
+            raise self._wordless(error) from error
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of many texts, in parallel."""
-        return [e.ids for e in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        """The ids of many texts, in parallel. TokenizerError: as `encode`."""
+        try:
+            return [e.ids for e in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        except Exception as error:
+            if type(error) is not Exception:  # which `tokenizers` raises, and no other
+                raise
+            raise self._wordless(error) from error
+
+    def _wordless(self, error: Exception) -> TokenizerError:
+        few = ", ".join(map(repr, sorted(self.backend.get_vocab(), key=len)[:3]))
+        return TokenizerError(
+            f"The text has a word that this tokenizer has no token for ({error}); its {self.vocab_size} tokens are "
+            f"such as {few}. A model that came without a tokenizer reads token ids: numbers, with spaces between."
+        )
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; special tokens are left out, ids beyond the vocabulary (padding of V) too."""

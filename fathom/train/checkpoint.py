@@ -4,7 +4,7 @@
     config.yaml, hparams.yaml, environment.json, metrics.csv, ...        see `metrics.py`
     checkpoints/step-N/
         model.safetensors       weights, under Hugging Face's names
-        optimizer/              moments, by torch.distributed.checkpoint
+        optimizer/              moments, by torch.distributed.checkpoint; not there before the first step
         rng.safetensors         random generators, by rank
         trainer.json            counters, loader, guards, tables' accumulators
         checksums.json          sha256 and size of every file above; written last
@@ -69,6 +69,11 @@ class Checkpoint:
     trainer: dict[str, Any]
 
     @property
+    def imported(self) -> bool:
+        """Whether it is a model from elsewhere: weights, and nothing of a training."""
+        return bool(self.trainer.get("imported"))
+
+    @property
     def val_loss(self) -> float | None:
         """The validation loss measured at this very step, or None."""
         value = self.trainer["state"]["val_loss"]
@@ -93,8 +98,10 @@ class Checkpoint:
         model.load_state_dict(state)
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """The optimizer's flat state. Read by torch.distributed.checkpoint, whose index is pickled: only for one's own
-        runs."""
+        """The optimizer's flat state; empty before the first step. Read by torch.distributed.checkpoint, whose index is
+        pickled: only for one's own runs."""
+        if not (self.path / "optimizer").exists():
+            return {}
         import torch.distributed.checkpoint as dcp
         from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
@@ -233,20 +240,26 @@ class RunFolder:
     def save(
         self,
         step: int,
-        model: Mapping[str, Tensor],
+        model: Mapping[str, Tensor] | Callable[[Path], object],
         optimizer: Mapping[str, Tensor],
         rng: Mapping[str, Tensor],
         trainer: Mapping[str, Any],
         names: Names = PLAIN,
     ) -> Path:
-        """Write a checkpoint, whole or not at all; one of the same step is replaced. CheckpointError when the disk
-        refuses, and then every earlier checkpoint is untouched."""
+        """Write a checkpoint, whole or not at all; one of the same step is replaced. model: the weights, or what writes
+        model.safetensors into a folder. CheckpointError when the disk refuses, and then every earlier checkpoint is
+        untouched."""
         final, hidden = self.checkpoints / f"step-{step}", self.checkpoints / f".step-{step}.{os.getpid()}"
         try:
             shutil.rmtree(hidden, ignore_errors=True)
             hidden.mkdir(parents=True)
-            save_file(_for_disk(names.to_disk(dict(model))), hidden / "model.safetensors", metadata={"format": "pt"})
-            _save_optimizer(hidden / "optimizer", optimizer)
+            if callable(model):
+                model(hidden)
+            else:
+                tensors = _for_disk(names.to_disk(dict(model)))
+                save_file(tensors, hidden / "model.safetensors", metadata={"format": "pt"})
+            if optimizer:
+                _save_optimizer(hidden / "optimizer", optimizer)
             save_file(_for_disk(rng), hidden / "rng.safetensors")
             (hidden / "trainer.json").write_text(json.dumps(trainer, indent=1) + "\n", encoding="utf-8")
             sums = {str(p.relative_to(hidden).as_posix()): _facts(p) for p in _files(hidden)}
@@ -254,7 +267,7 @@ class RunFolder:
             for file in _files(hidden):
                 shutil.copymode(hidden / "trainer.json", file)  # safetensors makes files that only their owner reads
                 _sync(file)
-            for folder in (hidden / "optimizer", hidden):
+            for folder in {file.parent for file in _files(hidden)}:
                 _sync(folder)
             if final.exists():
                 old = self.checkpoints / f".old-step-{step}.{os.getpid()}"

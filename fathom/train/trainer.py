@@ -387,8 +387,10 @@ class Trainer:
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Take up a checkpoint: weights, moments, loss scale, loader, generators, counters and the tables'
-        accumulators."""
+        accumulators; of an imported one the weights, and all else begins."""
         checkpoint.load_model(self.model, self.names)
+        if checkpoint.imported:
+            return
         self.optimizer.load_state_dict(checkpoint.optimizer_state())
         saved = checkpoint.trainer
         try:

@@ -110,6 +110,7 @@ def test_a_difference_is_exit_code_1(
         (["--to", "hf", "--family", "mixtral"], "MLA and not GQA"),
         (["--to", "hf", "--engine", "vllm"], "--verify"),
         (["--to", "hf", "--verify", "--engine", "gpt4"], "no engine gpt4"),
+        (["--to", "gguf", "--verify", "--engine", "transformers"], "not asked about a GGUF"),
         (["--to", "onnx"], "onnx"),
         ([], "--to"),
     ],

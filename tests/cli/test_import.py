@@ -152,5 +152,7 @@ def test_a_full_disk_leaves_nothing(
     before = sorted(path.name for path in tmp_path.iterdir())
     monkeypatch.setattr("fathom.hub.huggingface.write_shards", full)
     assert main(["import", str(folder), str(tmp_path / "new")]) == 2
-    assert "No space left" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert f"cannot write {tmp_path / 'new'}: No space left" in err
+    assert "--resume" not in err
     assert sorted(path.name for path in tmp_path.iterdir()) == before

@@ -14,7 +14,8 @@ from fathom.verify.engines import Parity
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> str:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr("fathom.verify.certificate.LENGTH", 12)
     disk_run(tmp_path / "run")
     return str(tmp_path / "run")
 

@@ -25,6 +25,11 @@ EXPERTS = ["the best s + b are chosen", "s is ", "the bias is in no gate value"]
 REST = ["step by step = one pass", "greedy with caches = without", "parameters are", "cache bytes are"]
 
 
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fathom.verify.certificate.LENGTH", 16)
+
+
 def made(attention: str = "mla_low_rank", moe: str = "v3", depths: int = 1) -> Transformer:
     model = tiny_model(attention, moe, depths, vocab_size=262, max_position_embeddings=32).eval()
     for layer in model.moe_layers().values():

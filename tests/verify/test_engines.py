@@ -15,7 +15,7 @@ from tiny_models import tiny_model
 import fathom
 from fathom.errors import ConfigError
 from fathom.hub.gguf import export_gguf
-from fathom.hub.huggingface import weights_of
+from fathom.hub.huggingface import export, weights_of
 from fathom.load import Run
 from fathom.tokenizer.train import byte
 from fathom.verify import engines
@@ -28,6 +28,7 @@ from fathom.verify.engines import (
     chosen,
     compared,
     continued,
+    known,
     last_words,
     letter_of,
     parities,
@@ -121,6 +122,14 @@ def test_what_cannot_be_exported_is_said() -> None:
     model = tiny_model("mla", "seed", 0, vocab_size=262).eval()
     found = list(parities(model, byte(), [Chosen(ENGINES["transformers"]), Chosen(ENGINES["llama.cpp"])], length=2))
     assert all("cannot be exported" in str(parity.problem) and parity.passed for parity in found)
+
+
+def test_what_is_known_to_stop_an_engine(tmp_path: Path) -> None:
+    model = tiny_model("mla_low_rank", "v3", 1).eval()
+    export(model.config, weights_of(model), tmp_path / "hf")
+    assert "export without MTP" in known(ENGINES["mlx-lm"], tmp_path / "hf")
+    assert "multiples of 32" in known(ENGINES["vllm"], tmp_path / "hf")
+    assert known(ENGINES["llama.cpp"], tmp_path / "hf") == ""
 
 
 def test_last_words() -> None:
