@@ -303,7 +303,7 @@ def _compile(block: nn.Module, device: Device) -> None:
     def forward(*arguments: Any) -> Any:
         return (fast if block.training else plain)(*arguments)
 
-    block.forward = forward  # type: ignore[method-assign]
+    block.forward = forward
 
 
 def _objective(run: RunConfig) -> Callable[..., Losses]:
