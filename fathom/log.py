@@ -13,6 +13,13 @@ log = logging.getLogger("fathom")
 log.addHandler(logging.NullHandler())
 
 
+class _Stderr(logging.Handler):
+    """Writes to what sys.stderr is at that moment: a test or a notebook may have put another in its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
 def speak(level: int = logging.INFO) -> None:
     """Print log records to stderr, one plain line each, warnings marked as such; silent on ranks other than 0."""
 
@@ -26,7 +33,7 @@ def speak(level: int = logging.INFO) -> None:
     if int(os.environ.get("RANK", "0")) != 0:
         log.addHandler(logging.NullHandler())
         return
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Stderr()
     handler.setFormatter(Plain("%(message)s"))
     log.addHandler(handler)
     log.setLevel(level)
