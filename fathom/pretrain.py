@@ -55,13 +55,11 @@ FREE = ("training.output_dir", "training.keep", "hardware.", "logging.")  # what
 PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "pydantic")
 
 
-def train(
-    config: str | Path | RunConfig, overrides: Overrides = (), *, resume: str | Path | None = None, quiet: bool = False
-) -> Run:
+def train(config: str | Path | RunConfig, overrides: Overrides = (), *, resume: str | Path | None = None) -> Run:
     """Train a model and return it, in eval mode.
 
     config: a YAML file, or a whole configuration (then without overrides). resume: a run to go on with, `RUN` or
-    `RUN@500`; its folder takes the place of training.output_dir. quiet: no progress, whatever logging.progress says.
+    `RUN@500`; its folder takes the place of training.output_dir.
 
     UserError: whatever a person can mend, before anything is written where that can be told; a run that breaks off
     keeps its last checkpoint. After SIGINT or SIGTERM the run is saved and returned with its `signal` set.
@@ -69,8 +67,6 @@ def train(
     run = config if isinstance(config, RunConfig) else load_config(config, overrides)
     if isinstance(config, RunConfig) and overrides:
         raise ConfigError("overrides go with a YAML file; change a RunConfig with model_copy before it is handed over")
-    if quiet:
-        run = run.model_copy(update={"logging": run.logging.model_copy(update={"progress": "quiet"})})
     world = World.from_environment()
     if world.size > run.training.batch_size:
         raise ConfigError(
@@ -336,7 +332,7 @@ def _evaluation(
             world=world.size,
         )
         with device.arithmetic(), device.autocast():
-            return measure(model, batches, tokenizer.token_bytes, world=world)
+            return measure(model, batches, tokenizer.token_bytes, world=world, ahead=False)
 
     return evaluate
 

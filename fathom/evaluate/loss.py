@@ -156,18 +156,19 @@ def measure(
     token_bytes: Sequence[bytes] | None = None,
     *,
     world: World | None = None,
+    ahead: bool = True,
 ) -> Measured:
     """Read batches and add up what the head of this file has. The model is in eval mode; it and all random generators
     stay as they are. Autocast, if any, is the caller's.
 
     token_bytes: `Tokenizer.token_bytes`; None: no bytes and words. world: adds up over ranks, each with batches of its
-    own (perhaps none). DataError: not one target.
+    own (perhaps none). ahead: measure the MTP depths too; False leaves their work undone. DataError: not one target.
     """
     if model.training:
         raise ValueError("the model is in training mode; call model.eval() before measuring")
     device = model.embed_tokens.weight.device
     table = None if token_bytes is None else TextTable(token_bytes, model.embed_tokens.num_embeddings, device)
-    sums = _Sums(model)
+    sums = _Sums(model, len(model.mtp) if ahead else 0)
     for batch in batches:
         sums.add(batch.to(device), table)
     found = sums.over(world or World(), device)
@@ -179,14 +180,15 @@ def measure(
 class _Sums:
     """What is added up, batch by batch."""
 
-    def __init__(self, model: Transformer) -> None:
+    def __init__(self, model: Transformer, depths: int) -> None:
         self.model = model
-        layers = model.moe_layers()
+        read = model.config.num_hidden_layers + depths
+        layers = {n: layer for n, layer in model.moe_layers().items() if n < read}
         self.counts = {n: [0] * layer.config.n_routed_experts for n, layer in sorted(layers.items())}
         self.entropy = dict.fromkeys(self.counts, 0.0)
         self.routed = dict.fromkeys(self.counts, 0)
         self.nats, self.tokens, self.bytes, self.words = 0.0, 0, 0, 0
-        self.mtp = [[0.0, 0, 0] for _ in model.mtp]  # nats, targets, accepted
+        self.mtp = [[0.0, 0, 0] for _ in range(depths)]  # nats, targets, accepted
 
     def add(self, batch: Batch, table: TextTable | None) -> None:
         hidden, reports = self.model.trunk(batch.tokens, batch.positions, batch.segments)

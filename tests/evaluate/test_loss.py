@@ -159,3 +159,12 @@ def test_huge_losses_have_a_perplexity() -> None:
     with torch.no_grad():
         model.head_weight.mul_(1e5)
     assert measure(model, [batch_of()], BYTES).perplexity == math.inf
+
+
+def test_without_mtp_the_rest_is_the_same() -> None:
+    model = tiny_model(depths=2).eval()
+    whole, short = measure(model, [batch_of()]), measure(model, [batch_of()], ahead=False)
+    assert (short.nats, short.tokens, short.mtp, short.mtp_loss) == (whole.nats, whole.tokens, (), None)
+    trunk = [layer for layer in whole.routing if layer.layer < model.config.num_hidden_layers]
+    assert list(short.routing) == trunk
+    assert len(trunk) < len(whole.routing)
