@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 
-from fathom.generate.request import Completion, FinishReason, Request, TokenOutput
+from fathom.generate.request import Completion, FinishReason, LayerRouting, Request, Score, TokenOutput
 from fathom.generate.sampling import Choice, Turn
 from fathom.tokenizer.tokenizer import Tokenizer
 
@@ -15,13 +15,14 @@ from fathom.tokenizer.tokenizer import Tokenizer
 class Answer:
     """Tokens in, text out. window: how many tokens prompt and answer may have together.
 
-    drafted, accepted are counted by whoever speculates.
+    drafted, accepted are counted by whoever speculates; scores, of the prompt, are set by whoever reads it.
     """
 
     def __init__(self, request: Request, tokenizer: Tokenizer, window: int) -> None:
         params = request.params
         self.request, self.outputs = request, list[TokenOutput]()
         self.drafted = self.accepted = 0
+        self.scores: list[Score | None] | None = None
         space = window - len(request.prompt_ids)
         self.room = space if params.max_tokens is None else min(params.max_tokens, space)
         self._eos = None if params.ignore_eos else tokenizer.eos_id
@@ -47,8 +48,8 @@ class Answer:
         """Whether the last token has come."""
         return bool(self.outputs) and self.outputs[-1].finish_reason is not None
 
-    def take(self, choice: Choice) -> TokenOutput:
-        """Add a token."""
+    def take(self, choice: Choice, routing: tuple[LayerRouting, ...] = (), draft: bool = False) -> TokenOutput:
+        """Add a token; routing and draft are passed on."""
         if self.finished:
             raise ValueError("the answer has ended; no token can follow")
         self._ids.append(choice.token)
@@ -59,7 +60,7 @@ class Answer:
         text, stopped = self._release(fresh, last=ended or full)
         reason: FinishReason | None = "stop" if ended or stopped is not None else "length" if full else None
         by = stopped if stopped is not None or not ended or choice.token == self._eos else choice.token
-        output = TokenOutput(choice.token, text, choice.logprob, choice.top_logprobs, reason, by)
+        output = TokenOutput(choice.token, text, choice.logprob, choice.top_logprobs, reason, by, draft, routing)
         self.outputs.append(output)
         return output
 
@@ -80,7 +81,9 @@ class Answer:
 
     def completion(self) -> Completion:
         """Everything so far."""
-        return Completion(self.request.id, self.request.prompt_ids, tuple(self.outputs), self.drafted, self.accepted)
+        scores = None if self.scores is None else tuple(self.scores)
+        prompt, outputs = self.request.prompt_ids, tuple(self.outputs)
+        return Completion(self.request.id, prompt, outputs, self.drafted, self.accepted, scores)
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fathom.model.attention.cache import Visibility
 from fathom.model.transformer import ModelConfig
 
 
@@ -28,6 +29,14 @@ class Cache:
     def length(self) -> int:
         """How many tokens a row has."""
         return self._length
+
+    def places(self, new: int, device: torch.device) -> Tensor:
+        """(1, T): where the next T tokens stand."""
+        return torch.arange(self._length, self._length + new, device=device).unsqueeze(0)
+
+    def visible(self, new: int, device: torch.device) -> Visibility:
+        """Everything before, and the triangle of what is new."""
+        return Visibility.of(new, self._length + new, None, device)
 
     @property
     def bytes(self) -> int:

@@ -14,7 +14,8 @@ from torch import Tensor
 from fathom.errors import RequestError
 from fathom.generate.answer import Answer
 from fathom.generate.cache import Cache, caches_for
-from fathom.generate.request import Completion, Request, SamplingParams, TokenOutput
+from fathom.generate.passage import Passage, scores
+from fathom.generate.request import Completion, LayerRouting, Request, SamplingParams, TokenOutput
 from fathom.generate.sampling import choose
 from fathom.model.precision import compute_dtype
 from fathom.model.transformer import Transformer
@@ -56,13 +57,32 @@ class Generator:
         """Fill an answer, token by token, until it is finished or the caller stops asking."""
         prompt = answer.request.prompt_ids
         caches = self.caches(len(self.model.layers), len(prompt) + answer.room)
-        hidden = self.read(prompt, caches)
+        passage = self.begun(answer, caches)[-1]
         while True:
-            output = answer.take(choose(self.logits(hidden[:, -1])[0], answer.turn))
+            choice = choose(self.logits(passage.hidden[0, -1]), answer.turn)
+            output = answer.take(choice, self.routing(answer, passage, -1))
             yield output
             if answer.finished:
                 return
-            hidden = self.read([output.token], caches)
+            passage = self.read([output.token], caches)[-1]
+
+    def begun(self, answer: Answer, caches: Sequence[Cache]) -> list[Passage]:
+        """The prompt read, in chunks, and scored if that was asked."""
+        prompt, count = answer.request.prompt_ids, answer.request.params.prompt_logprobs
+        passages = self.read(prompt, caches)
+        if count is not None:
+            answer.scores, place = [None], 1
+            for passage in passages:
+                hidden = passage.hidden[0, : len(prompt) - place]
+                after = prompt[place : place + hidden.shape[0]]
+                answer.scores += scores(self.logits(hidden), after, count)
+                place += len(after)
+        return passages
+
+    @staticmethod
+    def routing(answer: Answer, passage: Passage, place: int) -> tuple[LayerRouting, ...]:
+        """Of a place, if it was asked."""
+        return passage.routing(0, place) if answer.request.routing else ()
 
     def stream(self, request: Request) -> Iterator[TokenOutput]:
         """The answer as it comes."""
@@ -91,10 +111,10 @@ class Generator:
         return caches_for(self.model.config, layers, 1, capacity, compute_dtype(weight), weight.device)
 
     @torch.inference_mode()
-    def read(self, tokens: Sequence[int], caches: Sequence[Cache]) -> Tensor:
-        """Run the trunk over new tokens (T), in chunks; hidden (1, T, D) after the final norm."""
+    def read(self, tokens: Sequence[int], caches: Sequence[Cache]) -> list[Passage]:
+        """Run the trunk over new tokens (T), in chunks."""
         row = torch.tensor(tokens, device=self.model.embed_tokens.weight.device).unsqueeze(0)
-        return torch.cat([self.model.trunk(part, caches=caches).hidden for part in row.split(self.prefill_chunk, 1)], 1)
+        return [Passage(*self.model.trunk(part, caches=caches)) for part in row.split(self.prefill_chunk, 1)]
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from fathom.errors import RequestError
@@ -45,6 +46,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "token ids with numbers between -100 and 100",
     ),
     "logprobs": (lambda v: v is None or _whole(v, 0), "how many, 0 or more, or None for none"),
+    "prompt_logprobs": (lambda v: v is None or _whole(v, 0), "how many, 0 or more, or None for none"),
     "ignore_eos": (lambda v: isinstance(v, bool), "true or false"),
 }
 
@@ -66,6 +68,7 @@ class SamplingParams:
     stop_token_ids      tokens that end the answer, beside the end-of-text token
     logit_bias          token id -> number added to its logit
     logprobs            how many of the likeliest tokens are told beside the chosen one; None: no log-probabilities
+    prompt_logprobs     the same for every token of the prompt but the first, which nothing stands before
     ignore_eos          go on after the end-of-text token
     """
 
@@ -84,6 +87,7 @@ class SamplingParams:
     logprobs: int | None = None
     ignore_eos: bool = False
     min_tokens: int = 0
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
@@ -111,6 +115,11 @@ class SamplingParams:
         """The likeliest token each time, and no chance in it."""
         return self.temperature < GREEDY_BELOW
 
+    @cached_property
+    def without_logprobs(self) -> SamplingParams:
+        """The same choice, told without probabilities."""
+        return self if self.logprobs is None else replace(self, logprobs=None)
+
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> SamplingParams:
         """The same from a mapping; RequestError names an unknown option and the nearest known one."""
@@ -129,11 +138,13 @@ def _shown(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Request:
-    """prompt_ids: what to continue, at least one token; id: the caller's own name for it."""
+    """prompt_ids: what to continue, at least one token; id: the caller's own name for it; routing: tell which experts
+    each token of the answer came through."""
 
     prompt_ids: tuple[int, ...]
     params: SamplingParams = SamplingParams()
     id: str = ""
+    routing: bool = False
 
     def check(self, vocab_size: int, window: int) -> None:
         """RequestError if a model of this vocabulary and window (max_position_embeddings) cannot honour it: prompt and
@@ -156,6 +167,23 @@ class Request:
 
 
 @dataclass(frozen=True)
+class LayerRouting:
+    """Where one MoE layer sent one token: the chosen experts and the weights of their outputs, heaviest first."""
+
+    layer: int
+    experts: tuple[int, ...]
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What the model thought of a token of the prompt; as `TokenOutput` has it."""
+
+    logprob: float
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class TokenOutput:
     """One token of an answer.
 
@@ -165,6 +193,8 @@ class TokenOutput:
     top_logprobs   (token, logprob) of the likeliest, likeliest first
     finish_reason  set on the last token: `stop` (the end of text, a stop token or text) or `length`
     stop_reason    the stop text or token; None for the end of text
+    draft          an MTP depth had proposed it, and the model agreed
+    routing        of the pass that chose it (the place before it), a layer each; empty if not asked
     """
 
     token: int
@@ -173,17 +203,21 @@ class TokenOutput:
     top_logprobs: tuple[tuple[int, float], ...] = ()
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+    draft: bool = False
+    routing: tuple[LayerRouting, ...] = ()
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A whole answer. drafted, accepted: tokens that speculation proposed, and those that were right."""
+    """A whole answer. drafted, accepted: tokens that speculation proposed, and those that were right; prompt_scores: of
+    every token of the prompt, None for the first; None if not asked."""
 
     id: str
     prompt_ids: tuple[int, ...]
     tokens: tuple[TokenOutput, ...]
     drafted: int = 0
     accepted: int = 0
+    prompt_scores: tuple[Score | None, ...] | None = None
 
     @property
     def text(self) -> str:

@@ -2,13 +2,14 @@
 
                                                      DeepSeek-V3 report 5.4.3; Leviathan et al. 2023, Chen et al. 2023
 
-    draft    q_k = the distribution of MTP depth k for the k-th token from here,   d_k drawn from q_k
-    verify   p_1 .. p_m+1 = the main model's, from one pass over  t_n d_1 .. d_m
-    accept   d_k if u < p_k(d_k) / q_k(d_k),   else end with a token drawn from  max(p_k - q_k, 0)
-    bonus    all accepted: one more token, drawn from p_m+1
+    draft    d_k = choose(MTP depth k for the k-th token from here)
+    verify   x_k = choose(main model),  k = 1 .. m + 1,  from one pass over  t_n d_1 .. d_m
+    accept   x_1, x_2, ... up to and with the first that is not its draft; x_m+1 if all are
 
-The tokens are distributed as without speculation; greedy ones are the same. p and q are what is left after penalties,
-temperature and cuts, so every option of a request holds.
+Every token is the one that the plain loop would have chosen, and not only drawn from the same distribution: `choose`
+is a pure function of logits, options and (seed, place), and the draft of a place is chosen with the same chance u. So
+speculation changes no text, whatever is drafted. (Rejection sampling accepts a little more at high temperatures and
+gives other texts.)
 
 Depth k at place i reads h^k-1_i and the token t_i+k, and has a cache of its own. With t_n the last token known and
 h_n-1 the last hidden state, depth k runs over the places after its cache's end up to n - 1, the last of which read
@@ -18,7 +19,6 @@ drafts. Afterwards only what read true tokens stays: places up to n - k.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,45 +27,16 @@ from fathom.errors import RequestError
 from fathom.generate.answer import Answer
 from fathom.generate.cache import Cache
 from fathom.generate.generator import PREFILL_CHUNK, Generator
+from fathom.generate.passage import Passage
 from fathom.generate.request import TokenOutput
-from fathom.generate.sampling import Choice, Turn, adjust, choose, distribution, draw, tell, uniform
+from fathom.generate.sampling import Turn, choose
 from fathom.model.transformer import Transformer
 from fathom.tokenizer.tokenizer import Tokenizer
 
 
-class Draft(NamedTuple):
-    """A proposed token, and the probabilities q (V) float64 it was drawn from; None when greedy."""
-
-    token: int
-    q: Tensor | None
-
-
-def probabilities(logits: Tensor, turn: Turn) -> Tensor:
-    """What a token of a turn is drawn from: logits (V) -> (V) float64, summing to 1; not for greedy requests."""
-    weights = distribution(adjust(logits, turn), turn.params)
-    return weights / weights.sum()
-
-
-def propose(logits: Tensor, turn: Turn) -> Draft:
+def propose(logits: Tensor, turn: Turn) -> int:
     """A draft for the place after turn.output; logits (V) of an MTP depth."""
-    if turn.params.greedy:
-        return Draft(int(adjust(logits, turn).argmax()), None)
-    q = probabilities(logits, turn)
-    return Draft(draw(q, uniform(turn.seed, "draft", len(turn.output))), q)
-
-
-def verify(logits: Tensor, draft: Draft, turn: Turn) -> tuple[Choice, bool]:
-    """The token for the place after turn.output, and whether it is the draft; logits (V) of the main model."""
-    if draft.q is None:
-        choice = choose(logits, turn)
-        return choice, choice.token == draft.token
-    place, p = len(turn.output), probabilities(logits, turn)
-    if uniform(turn.seed, "accept", place) * draft.q[draft.token] < p[draft.token]:
-        return tell(logits, draft.token, turn.params), True
-    rest = (p - draft.q).clamp(min=0)
-    if not rest.any():  # p = q but for rounding
-        rest = p
-    return tell(logits, draw(rest, uniform(turn.seed, "sampling", place)), turn.params), False
+    return choose(logits, turn._replace(params=turn.params.without_logprobs)).token
 
 
 class SpeculativeGenerator(Generator):
@@ -83,35 +54,37 @@ class SpeculativeGenerator(Generator):
             )
 
     def run(self, answer: Answer) -> Iterator[TokenOutput]:
-        prompt, capacity = answer.request.prompt_ids, len(answer.request.prompt_ids) + answer.room
+        capacity = len(answer.request.prompt_ids) + answer.room
         caches = self.caches(len(self.model.layers), capacity)
-        hidden = self.read(prompt, caches)
+        passages = self.begun(answer, caches)
         drafter = Drafter(self, capacity)
-        drafter.see(hidden)
-        output = answer.take(choose(self.logits(hidden[0, -1]), answer.turn))
+        for passage in passages:
+            drafter.see(passage.hidden)
+        choice = choose(self.logits(passages[-1].hidden[0, -1]), answer.turn)
+        output = answer.take(choice, self.routing(answer, passages[-1], -1))
         yield output
         while not answer.finished:
             drafts = drafter.drafts(answer)
-            base = caches[0].length
-            hidden = self.read([output.token, *(d.token for d in drafts)], caches)
-            kept = 0
-            for output in self._judged(answer, drafts, self.logits(hidden[0])):
+            base, kept = caches[0].length, 0
+            passages = self.read([output.token, *drafts], caches)
+            for output in self._judged(answer, drafts, passages):
                 kept += 1
                 yield output
             for cache in caches:
                 cache.rewind(base + kept)
-            drafter.see(hidden[:, :kept])
+            drafter.see(torch.cat([passage.hidden for passage in passages], 1)[:, :kept])
 
-    def _judged(self, answer: Answer, drafts: Sequence[Draft], logits: Tensor) -> Iterator[TokenOutput]:
-        """Take accepted drafts and the token after them; logits (m + 1, V) of the pass over m drafts."""
+    def _judged(self, answer: Answer, drafts: Sequence[int], passages: Sequence[Passage]) -> Iterator[TokenOutput]:
+        """Take accepted drafts and the token after them; passages over the last token and m drafts."""
         answer.drafted += len(drafts)
-        for draft, row in zip(drafts, logits[:-1], strict=True):
-            choice, accepted = verify(row, draft, answer.turn)
+        places = [(passage, place) for passage in passages for place in range(passage.hidden.shape[1])]
+        for (passage, place), draft in zip(places, [*drafts, None], strict=True):
+            choice = choose(self.logits(passage.hidden[0, place]), answer.turn)
+            accepted = choice.token == draft
             answer.accepted += accepted
-            yield answer.take(choice)
+            yield answer.take(choice, self.routing(answer, passage, place), accepted)
             if not accepted or answer.finished:
                 return
-        yield answer.take(choose(logits[-1], answer.turn))
 
 
 class Drafter:
@@ -138,18 +111,18 @@ class Drafter:
         state[:, place : place + hidden.shape[1]] = hidden
 
     @torch.inference_mode()
-    def drafts(self, answer: Answer) -> list[Draft]:
+    def drafts(self, answer: Answer) -> list[int]:
         """Proposals for the tokens after the last one, as many as there are depths and room for beside the token that
         every pass gives."""
         turn = answer.turn
         tokens, output = [*turn.prompt, *turn.output], list(turn.output)
-        found: list[Draft] = []
+        found: list[int] = []
         for depth in range(1, min(len(self.caches), answer.left - 1) + 1):
             logits = self._look(depth, tokens)
             draft = propose(logits, turn._replace(output=output))
             found.append(draft)
-            tokens.append(draft.token)
-            output.append(draft.token)
+            tokens.append(draft)
+            output.append(draft)
         for depth, cache in enumerate(self.caches, start=1):
             cache.rewind(min(cache.length, max(0, self.seen - depth + 1)))  # the others have read drafts
         return found

@@ -156,18 +156,16 @@ class Transformer(nn.Module):
         positions: Tensor | None = None,
         segments: Tensor | None = None,
         caches: Sequence[LayerCache] | None = None,
+        real: Tensor | None = None,
     ) -> Trunk:
         """Everything but the head. positions (B, T): default counts on from the caches. segments (B, T): documents that
-        do not see each other, -1 at padding; not together with caches. caches: one a layer."""
-        if caches and segments is not None:
-            raise ValueError("segments and caches were given together: a cache holds one document a row")
-        seen = caches[0].length if caches else 0
-        new = tokens.shape[1]
-        if positions is None:
-            positions = torch.arange(seen, seen + new, device=tokens.device).expand_as(tokens)
-        rope = self.rope(positions)
-        visible = Visibility.of(new, seen + new, segments, tokens.device)
-        real = None if segments is None else segments >= 0
+        do not see each other, -1 at padding; not together with caches. caches: one a layer. real (B, T): false at
+        padding, which routing reports leave out; default as segments say."""
+        new, device = tokens.shape[1], tokens.device
+        visible, places = self._sight(new, device, segments, caches[0] if caches else None)
+        rope = self.rope(places.expand_as(tokens) if positions is None else positions)
+        if real is None and segments is not None:
+            real = segments >= 0
         h = self.embed_tokens(tokens)
         reports = []
         for i, block in enumerate(self.layers):
@@ -184,17 +182,27 @@ class Transformer(nn.Module):
         positions: Tensor,
         segments: Tensor | None,
         cache: LayerCache | None = None,
+        real: Tensor | None = None,
     ) -> tuple[Tensor, RoutingReport | None]:
         """MTP depth 1, 2, ...: hidden (B, T - depth, D) of the depth before, tokens (B, T - depth) that lie `depth`
         ahead of it, positions and segments (B, T - depth) of the hidden states -> hidden (B, T - depth, D), normed
-        for the head. cache: of this depth, whose positions those given follow; not together with segments."""
-        if cache is not None and segments is not None:
-            raise ValueError("segments and a cache were given together: a cache holds one document a row")
-        new, seen = hidden.shape[1], 0 if cache is None else cache.length
-        visible = Visibility.of(new, seen + new, segments, hidden.device)
-        real = None if segments is None else segments >= 0
+        for the head. cache: of this depth, whose positions those given follow; not together with segments. real: as
+        in `trunk`."""
+        visible, _ = self._sight(hidden.shape[1], hidden.device, segments, cache)
+        if real is None and segments is not None:
+            real = segments >= 0
         layer = self.mtp[depth - 1]
         return self.run_block(layer, hidden, self.embed_tokens(tokens), self.rope(positions), visible, real, cache)
+
+    def _sight(
+        self, new: int, device: torch.device, segments: Tensor | None, cache: LayerCache | None
+    ) -> tuple[Visibility, Tensor]:
+        """What T new tokens may look at, and where they stand (B or 1, T)."""
+        if cache is None:
+            return Visibility.of(new, new, segments, device), torch.arange(new, device=device).unsqueeze(0)
+        if segments is not None:
+            raise ValueError("segments and a cache were given together: a cache holds one document a row")
+        return cache.visible(new, device), cache.places(new, device)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (..., D) after the final norm -> logits (..., V)."""

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fathom.generate.cache import caches_for
+from fathom.generate.cache import Cache, caches_for
 from fathom.generate.generator import Generator
 from fathom.generate.request import Request, SamplingParams
 from fathom.generate.speculative import SpeculativeGenerator
@@ -268,28 +268,23 @@ def parameters(model: Transformer) -> Check:
     return Check("parameters are as counted", wrong, 0, f"{counted[False]:,}{extra}")
 
 
-class Counting:
+class Counting(Cache):
     """A cache that counts the numbers it is given."""
 
-    def __init__(self) -> None:
-        self.kept: tuple[Tensor, ...] = ()
-
-    @property
-    def length(self) -> int:
-        """How many tokens it has."""
-        return self.kept[0].shape[1] if self.kept else 0
+    numbers = 0
 
     def append(self, *new: Tensor) -> tuple[Tensor, ...]:
-        """Keep new tensors (1, T, width) after the old ones."""
-        self.kept = tuple(torch.cat(pair, 1) for pair in zip(self.kept, new, strict=True)) if self.kept else new
-        return self.kept
+        """Store new tensors (1, T, width)."""
+        self.numbers += sum(part.numel() for part in new)
+        return super().append(*new)
 
 
 def cache_bytes(model: Transformer, tokens: Tensor) -> Check:
     """The formula, and what all layers hand to their caches."""
-    caches = [Counting() for _ in model.layers]
+    widths, weight, (rows, length) = model.config.cache_widths, model.embed_tokens.weight, tokens.shape
+    caches = [Counting(widths, rows, length, weight.dtype, weight.device) for _ in model.layers]
     model.trunk(tokens, caches=caches)
-    numbers = sum(kept.numel() for cache in caches for kept in cache.kept)
+    numbers = sum(cache.numbers for cache in caches)
     wanted = Cost(model.config).cache_bytes_per_token(2)
     wrong = abs(2 * numbers - wanted * tokens.shape[1])
     return Check("cache bytes are as counted", wrong, 0, f"{wanted:,} bytes a token in 16 bits")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_models import ATTENTIONS, MOES
@@ -106,3 +108,34 @@ def test_autocast_is_honoured() -> None:
     model, tokenizer = ready("gqa"), letters()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert len(Generator(model, tokenizer).complete(ask()).tokens) == 13
+
+
+@pytest.mark.parametrize("chunk", [2, 3, 512])
+def test_the_prompt_is_scored_as_one_pass_says(chunk: int) -> None:
+    model, tokenizer = ready(), letters()
+    done = Generator(model, tokenizer, prefill_chunk=chunk).complete(ask(prompt_logprobs=2, max_tokens=1))
+    with torch.no_grad():
+        known = model(torch.tensor([PROMPT]))[0].log_softmax(-1)
+    assert done.prompt_scores is not None
+    assert done.prompt_scores[0] is None
+    assert len(done.prompt_scores) == len(PROMPT)
+    for place, score in enumerate(done.prompt_scores[1:]):
+        assert score is not None
+        assert score.logprob == pytest.approx(float(known[place, PROMPT[place + 1]]), abs=1e-5)
+        assert [i for i, _ in score.top_logprobs] == known[place].topk(2).indices.tolist()
+
+
+def test_routing_is_that_of_the_place_before_a_token() -> None:
+    model, tokenizer = ready(), letters()
+    done = Generator(model, tokenizer).complete(replace(ask(), routing=True))
+    row = torch.tensor([[*PROMPT, *done.token_ids]])
+    with torch.no_grad():
+        (report,) = model.trunk(row).routing
+    for i, token in enumerate(done.tokens):
+        (layer,) = token.routing
+        assert layer.layer == 1
+        place = len(PROMPT) + i - 1
+        assert set(layer.experts) == set(report.experts[0, place].tolist())
+        assert list(layer.weights) == sorted(layer.weights, reverse=True)
+        assert sum(layer.weights) == pytest.approx(2.5, abs=1e-3)  # normalised, times routed_scaling_factor
+    assert not Generator(model, tokenizer).complete(ask()).tokens[0].routing

@@ -134,7 +134,7 @@ def test_every_member_of_the_union_is_built() -> None:
 
 def test_a_cache_holds_one_document() -> None:
     model = tiny_model()
-    with pytest.raises(ValueError, match="segments and caches"):
+    with pytest.raises(ValueError, match="segments and a cache"):
         model(tokens_of(1, 3), segments=torch.zeros(1, 3, dtype=torch.long), caches=[GrowingCache()] * 2)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fathom.batch import IGNORE, Batch
+from fathom.model.attention.cache import Visibility
 from fathom.model.init import init_weights
 from fathom.model.transformer import ModelConfig, Transformer
 
@@ -105,6 +106,12 @@ class GrowingCache:
     @property
     def length(self) -> int:
         return self.kept[0].shape[1] if self.kept else 0
+
+    def places(self, new: int, device: torch.device) -> Tensor:
+        return torch.arange(self.length, self.length + new)[None]
+
+    def visible(self, new: int, device: torch.device) -> Visibility:
+        return Visibility.of(new, self.length + new, None, device)
 
     def append(self, *new: Tensor) -> tuple[Tensor, ...]:
         self.kept = tuple(torch.cat(pair, dim=1) for pair in zip(self.kept, new, strict=True)) if self.kept else new

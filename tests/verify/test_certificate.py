@@ -67,10 +67,6 @@ def with_biased_weights(original: Any, router: Router, x: torch.Tensor) -> Choic
     return choice._replace(weights=router.scale * weights / weights.sum(-1, keepdim=True))
 
 
-def accepting_all(original: Any, logits: torch.Tensor, draft: Any, turn: Any) -> tuple[Token, bool]:
-    return Token(draft.token), True
-
-
 MISTAKES: dict[str, tuple[str, Patch]] = {
     "worst experts": (EXPERTS[0], wrapped(routing, "choose", lambda f, s, *rest: f(-s, *rest))),
     "no groups": (EXPERTS[0], wrapped(routing, "choose", lambda f, s, k, *rest: f(s, k, 1, 1, "max"))),
@@ -86,7 +82,10 @@ MISTAKES: dict[str, tuple[str, Patch]] = {
     "absorbed values": ("absorbed", wrapped(MLA, "_absorbed", lambda f, *given: f(*given) * 1.001)),
     "positions from 0": (REST[0], wrapped(Rope, "at", lambda f, p, *rest: f(p - p.amin(-1, keepdim=True), *rest))),
     "another token": (REST[1], wrapped(generator, "choose", lambda f, *given: Token((f(*given).token + 1) % 262))),
-    "every draft": ("greedy with MTP", wrapped(speculative, "verify", accepting_all)),
+    "another in a pass": (
+        "greedy with MTP",
+        wrapped(speculative, "choose", lambda f, *given: Token(f(*given).token ^ 1)),
+    ),
     "parameters": (REST[2], wrapped(Cost, "parameters", lambda f, cost: f(cost) + 1)),
     "cache": (REST[3], wrapped(Cost, "cache_bytes_per_token", lambda f, cost, size: f(cost, size) + 2)),
 }

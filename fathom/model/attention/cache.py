@@ -13,12 +13,15 @@ class LayerCache(Protocol):
     """The memory of one attention layer. Each attention says by `cache_widths` which tensors it keeps and how wide
     they are: MLA a latent (C) and a rotary key (R), GQA keys and values (N_kv * H each)."""
 
-    @property
-    def length(self) -> int:
-        """S_old: how many tokens a row has in the cache."""
+    def places(self, new: int, device: torch.device) -> Tensor:
+        """Where the next `new` = T tokens of each row stand: (B or 1, T) int64, counted from the row's beginning."""
+
+    def visible(self, new: int, device: torch.device) -> Visibility:
+        """What the next T tokens of each row may look at, in what `append` will return."""
 
     def append(self, *new: Tensor) -> tuple[Tensor, ...]:
-        """Store new (B, T, width) tensors; return everything stored, (B, S_old + T, width) each."""
+        """Store new (B, T, width) tensors; return everything stored, (B, S, width) each. Rows may have different
+        lengths: what lies beyond a row's own is anything, and `visible` hides it."""
 
 
 @dataclass(frozen=True)

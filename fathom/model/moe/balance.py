@@ -78,14 +78,24 @@ class RoutingReport(NamedTuple):
     counts   (E) int64: how often each expert was chosen, before drops, padding left out
     dropped  () int64: assignments beyond an expert's capacity
     loss     () float32: balance and z-loss, coefficients included; 0 outside training
-    entropy  () float32: of the mean gate distribution, in nats; ln E when all experts are equally liked
+    experts  (B, T, K) int64: what each token chose
+    weights  (B, T, K) float32: with which weight
+    scores   (n, E) float32: affinities of all tokens but padding
     """
 
     layer: int
     counts: Tensor
     dropped: Tensor
     loss: Tensor
-    entropy: Tensor
+    experts: Tensor
+    weights: Tensor
+    scores: Tensor
+
+    @property
+    def entropy(self) -> Tensor:
+        """() float32: of the mean gate distribution, in nats; ln E when all experts are equally liked."""
+        mean = (self.scores / (self.scores.sum(-1, keepdim=True) + 1e-20)).mean(0)
+        return torch.special.entr(mean).sum()
 
 
 def balance_loss(scores: Tensor, k: int, real: Tensor | None, per_sequence: bool) -> Tensor:

@@ -180,10 +180,10 @@ class MoE(nn.Module):
     def _report(
         self, choice: Choice, counts: Tensor, dropped: Tensor, shape: tuple[int, int], real: Tensor | None
     ) -> RoutingReport:
-        scores, logits = choice.scores.unflatten(0, shape), choice.logits.unflatten(0, shape)
         config, k = self.config, self.config.num_experts_per_tok
-        loss = scores.new_zeros(())
+        loss = choice.scores.new_zeros(())
         if self.training:
+            scores, logits = choice.scores.unflatten(0, shape), choice.logits.unflatten(0, shape)
             balance = config.balance
             if isinstance(balance, LossFree) and balance.sequence_loss:
                 loss = loss + balance.sequence_loss * balance_loss(scores, k, real, per_sequence=True)
@@ -192,8 +192,7 @@ class MoE(nn.Module):
                 loss = loss + balance.coefficient * balance_loss(scores, k, real, per_sequence)
             if config.router_z_loss:
                 loss = loss + config.router_z_loss * z_loss(logits, real)
-        with torch.no_grad():
-            flat = choice.scores if real is None else choice.scores[real.flatten()]
-            mean = (flat / (flat.sum(-1, keepdim=True) + 1e-20)).mean(0)
-            entropy = torch.special.entr(mean).sum()
-        return RoutingReport(self.layer, counts, dropped, loss, entropy)
+        liked = choice.scores.detach()
+        liked = liked if real is None else liked[real.flatten()]
+        chosen, weights = choice.experts.unflatten(0, shape), choice.weights.detach().unflatten(0, shape)
+        return RoutingReport(self.layer, counts, dropped, loss, chosen, weights, liked)
