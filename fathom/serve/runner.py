@@ -1,0 +1,147 @@
+"""Passes over the model: shares of a step in, chosen tokens out.
+
+A pass is a rectangle of rows. One new token each (and drafts) makes one pass; parts of prompts are grouped by length,
+so that little of a pass is padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fathom.generate.passage import Passage, scores
+from fathom.generate.sampling import Choice, choose_batch
+from fathom.model.transformer import Transformer
+from fathom.serve.drafting import Drafter
+from fathom.serve.paged_cache import Pages, Rows
+from fathom.serve.scheduler import Share
+
+PADDING = 0.25  # the largest part of a pass over prompts that may be padding
+
+
+class Step(NamedTuple):
+    """What a share gave. choices: after its last token and after each draft; drafts: the tokens proposed; passage, row,
+    place: where the first choice was made."""
+
+    share: Share
+    choices: list[Choice]
+    drafts: list[int]
+    passage: Passage
+    row: int
+    place: int
+
+
+class Runner:
+    """Runs a model over the blocks of a cache. drafter: None without MTP depths. experts: tokens that each expert has
+    had since the start, (E) by layer, padding left out."""
+
+    def __init__(self, model: Transformer, pages: Pages, drafter: Drafter | None) -> None:
+        self.model, self.pages, self.drafter = model, pages, drafter
+        self.device = model.embed_tokens.weight.device
+        self.layers = range(len(model.layers))
+        self.experts: dict[int, Tensor] = {}
+
+    @torch.inference_mode()
+    def run(self, shares: Sequence[Share]) -> list[Step]:
+        """Compute all shares; a step of each that reached the end of its text."""
+        steps: list[Step] = []
+        short = [share for share in shares if share.decoding]
+        if short:
+            drafts = self._drafts(short)
+            for passage, part in self._passes(short, drafts):
+                steps += self._choose(part, drafts, passage)
+        for group in _groups([share for share in shares if not share.decoding]):
+            for passage, part in self._passes(group, {}):
+                self._score(part, passage)
+                steps += self._choose([share for share in part if share.reaches_end], {}, passage, part)
+        return steps
+
+    def _drafts(self, shares: Sequence[Share]) -> dict[int, list[int]]:
+        """Proposals by ticket."""
+        some = [share for share in shares if share.drafts]
+        if not some or self.drafter is None:
+            return {}
+        found = self.drafter.propose([share.sequence for share in some], [share.drafts for share in some])
+        return {share.sequence.ticket: drafts for share, drafts in zip(some, found, strict=True)}
+
+    def _passes(
+        self, shares: Sequence[Share], drafts: dict[int, list[int]]
+    ) -> Iterator[tuple[Passage, Sequence[Share]]]:
+        """One pass over the shares, with their drafts."""
+        texts = [[*s.sequence.tokens(s.start, s.start + s.count), *drafts.get(s.sequence.ticket, ())] for s in shares]
+        batch = Rows(
+            [share.sequence.blocks for share in shares],
+            [share.start for share in shares],
+            [len(text) for text in texts],
+            self.pages.size,
+            self.pages.blocks,
+            self.device,
+        )
+        tokens = torch.tensor([[*text, *[0] * (batch.new - len(text))] for text in texts], device=self.device)
+        caches = self.pages.view(self.layers, batch)
+        passage = Passage(*self.model.trunk(tokens, batch.places, caches=caches, real=batch.real))
+        for report in passage.reports:
+            known = self.experts.get(report.layer)
+            self.experts[report.layer] = report.counts.clone() if known is None else known.add_(report.counts)
+        yield passage, shares
+
+    def _choose(
+        self,
+        shares: Sequence[Share],
+        drafts: dict[int, list[int]],
+        passage: Passage,
+        rows: Sequence[Share] | None = None,
+    ) -> list[Step]:
+        """The tokens after the last of each share, and after each of its drafts. rows: the passage's, if not shares."""
+        if not shares:
+            return []
+        where = {id(share): row for row, share in enumerate(rows or shares)}
+        turns, at, proposed = [], [], []
+        for share in shares:
+            mine = drafts.get(share.sequence.ticket, [])
+            proposed.append(mine)
+            turn = share.sequence.answer.turn
+            for n in range(len(mine) + 1):
+                turns.append(turn._replace(output=[*turn.output, *mine[:n]]) if n else turn)
+                at.append((where[id(share)], share.count - 1 + n))
+        index = torch.tensor(at, device=self.device)
+        hidden = passage.hidden[index[:, 0], index[:, 1]]
+        choices = iter(choose_batch(self.model.logits(hidden), turns))
+        return [
+            Step(share, [next(choices) for _ in range(len(mine) + 1)], mine, passage, where[id(share)], share.count - 1)
+            for share, mine in zip(shares, proposed, strict=True)
+        ]
+
+    def _score(self, shares: Sequence[Share], passage: Passage) -> None:
+        """Fill in how likely the tokens of prompts were, where that was asked; hand hidden states to the drafter."""
+        for row, share in enumerate(shares):
+            answer, start = share.sequence.answer, share.start
+            prompt, count = answer.request.prompt_ids, answer.request.params.prompt_logprobs
+            if count is not None and not answer.turn.output:
+                if start == 0:
+                    answer.scores = [None]
+                after = prompt[start + 1 : start + share.count + 1]
+                assert answer.scores is not None
+                answer.scores += scores(self.model.logits(passage.hidden[row, : len(after)]), after, count)
+        drafting = [(row, share) for row, share in enumerate(shares) if share.sequence.drafts is not None]
+        if self.drafter is not None and drafting:
+            for row, share in drafting:
+                share.sequence.drafts.see(passage.hidden[row, : share.count])
+            self.drafter.catch_up([share.sequence for _, share in drafting])
+
+
+def _groups(shares: Sequence[Share]) -> list[list[Share]]:
+    """Shares of prompts whose lengths are near enough to be one pass."""
+    groups: list[list[Share]] = []
+    for share in sorted(shares, key=lambda s: -s.count):
+        group = groups[-1] if groups else None
+        if group is not None:
+            area, full = group[0].count * (len(group) + 1), sum(s.count for s in group) + share.count
+            if area - full <= PADDING * area:
+                group.append(share)
+                continue
+        groups.append([share])
+    return groups
