@@ -132,11 +132,23 @@ def distributions(z: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     w = z.softmax(-1)
     if any(p.top_p < 1 for p in params):
         top_p = column([p.top_p for p in params])
-        ordered = w.topk(int((w > 0).sum(-1).max())).values
+        ordered = _likeliest(w, top_p)
         before = ordered.cumsum(-1) - ordered
         least = ordered.masked_fill(before >= top_p, math.inf).amin(-1, keepdim=True)
         w = w.masked_fill((top_p < 1) & (w < least), 0)
     return w.masked_fill(w < column([p.min_p for p in params]) * w.amax(-1, keepdim=True), 0)
+
+
+def _likeliest(w: Tensor, top_p: Tensor) -> Tensor:
+    """The largest of w (B, V), in order, as many as it takes for every row to make up its top_p (B, 1), if that is below
+    1: mostly few, so that a whole vocabulary need not be sorted."""
+    k = min(64, w.shape[-1])
+    while True:
+        ordered = w.topk(k).values
+        enough = (ordered.sum(-1, keepdim=True) >= top_p) | (top_p >= 1)
+        if k == w.shape[-1] or bool(enough.all()):
+            return ordered
+        k = min(8 * k, w.shape[-1])
 
 
 def choose_batch(logits: Tensor, turns: Sequence[Turn]) -> list[Choice]:

@@ -179,3 +179,12 @@ def test_the_batch_is_its_rows(rows: list[tuple[SamplingParams, list[int], int]]
     z = z.round() if tied else z
     turns = [turn(params, tuple(output), seed=seed) for params, output, seed in rows]
     assert choose_batch(z, turns) == [choose(row, t) for row, t in zip(z, turns, strict=True)]
+
+
+@pytest.mark.parametrize("spread", [0.01, 1.0, 6.0])
+def test_top_p_over_a_large_vocabulary_is_that_of_one_row(spread: float) -> None:
+    """Flat rows need more of the likeliest tokens than the first look takes, peaked ones fewer."""
+    z = torch.randn(6, 709, generator=torch.Generator().manual_seed(2)) * spread
+    turns = [turn(SamplingParams(top_p=p), (), seed=i) for i, p in enumerate([0.5, 0.999, 1.0, 0.05, 0.9, 0.95])]
+    assert choose_batch(z, turns) == [choose(row, t) for row, t in zip(z, turns, strict=True)]
+    assert choose_batch(z[3:4], turns[3:4]) == [choose(z[3], turns[3])]
