@@ -26,6 +26,7 @@ COMMANDS = {  # name: (module, what stands in it, one line for --help)
     "tokenizer": ("fathom.cli.tokenizer", "app", "Train a tokenizer by itself."),
     "generate": ("fathom.cli.generate", "command", "Continue a prompt."),
     "chat": ("fathom.cli.chat", "command", "Talk to a run in the terminal."),
+    "serve": ("fathom.cli.serve", "command", "Serve a run over HTTP, with OpenAI's API."),
     "eval": ("fathom.cli.eval", "command", "Measure loss, perplexity and bits per byte."),
     "export": ("fathom.cli.export", "command", "Write a run for transformers, vLLM, llama.cpp and others."),
     "import": ("fathom.cli.import_", "command", "Make a run of a Hugging Face model."),

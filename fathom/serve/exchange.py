@@ -1,0 +1,123 @@
+"""Between the event loop and the worker's thread: every HTTP request is a `Call`, which waits for its own news.
+
+    loop    call = exchange.open(requests)      worker.submit, one ticket a request
+    thread  deliver(progress of a whole step)   -> one call_soon_threadsafe a step
+    loop    each Progress to its call           -> one wake-up a call and step
+
+A call that wants only whole answers is woken by ends alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fathom.generate.request import Request
+from fathom.serve.engine import End, Progress
+from fathom.serve.worker import Worker
+
+Deliver = Callable[[list[Progress]], None]
+News = list[tuple[int, Progress]]
+
+
+class Call:
+    """The tickets of one HTTP request, by the number of the choice."""
+
+    def __init__(self, exchange: Exchange, streaming: bool) -> None:
+        self._exchange, self.streaming = exchange, streaming
+        self.open: dict[int, int] = {}  # ticket -> choice
+        self.gone = False  # the client hung up
+        self._news: News = []
+        self._bell = asyncio.Event()
+
+    def put(self, progress: Progress) -> None:
+        """Keep what became known, and wake whoever waits if it is of use to them now."""
+        self._news.append((self.open[progress.ticket], progress))
+        if progress.end is not None:
+            del self.open[progress.ticket]
+        if self.streaming or progress.end is not None:
+            self._bell.set()
+
+    async def news(self) -> News:
+        """What became known since the last time, in order; empty once everything has ended or the client has gone."""
+        while not self._news and self.open and not self.gone:
+            self._bell.clear()
+            await self._bell.wait()
+        news, self._news = self._news, []
+        return [] if self.gone else news
+
+    def cancel(self) -> None:
+        """Give up what is still open."""
+        for ticket in self.open:
+            self._exchange.forget(ticket)
+        self.open.clear()
+        self._bell.set()
+
+    def hang_up(self, *_: Any) -> None:
+        """The client has gone: give up, and tell nobody."""
+        self.gone = True
+        self.cancel()
+
+
+class Exchange:
+    """The worker, and who waits for what. Everything but `deliver` belongs to the event loop's thread.
+
+    worker: made with the function that it is to hand its news to. ended: told of every end.
+    """
+
+    def __init__(self, worker: Callable[[Deliver], Worker], ended: Callable[[End], None] | None = None) -> None:
+        self.worker = worker(self.deliver)
+        self.ended = ended
+        self.draining = False
+        self._calls: dict[int, Call] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self) -> None:
+        """Begin; called in the event loop."""
+        self._loop = asyncio.get_running_loop()
+        self.worker.start()
+
+    def open(self, requests: Sequence[Request], *, streaming: bool, deadline: float | None = None) -> Call:
+        """Submit all requests or none. RequestError, QueueFull, Closed: as the worker's `submit`."""
+        call = Call(self, streaming)
+        try:
+            for choice, request in enumerate(requests):
+                ticket = self.worker.submit(request, deadline=deadline)
+                # Its news comes through the loop, which is busy here: it cannot overtake these lines.
+                call.open[ticket] = choice
+                self._calls[ticket] = call
+        except BaseException:
+            call.cancel()
+            raise
+        return call
+
+    def forget(self, ticket: int) -> None:
+        """Cancel a ticket; nobody listens any more."""
+        self._calls.pop(ticket, None)
+        self.worker.cancel(ticket)
+
+    @property
+    def calls(self) -> int:
+        """How many HTTP requests wait for something."""
+        return len(set(map(id, self._calls.values())))
+
+    def deliver(self, progress: list[Progress]) -> None:
+        """In the worker's thread: hand a step's news over to the loop."""
+        loop = self._loop
+        if loop is None or loop.is_closed():
+            return
+        try:
+            loop.call_soon_threadsafe(self._arrived, progress)
+        except RuntimeError:  # closed in between: the process is ending
+            return
+
+    def _arrived(self, progress: list[Progress]) -> None:
+        for each in progress:
+            call = self._calls.get(each.ticket)
+            if each.end is not None:
+                self._calls.pop(each.ticket, None)
+                if self.ended is not None:
+                    self.ended(each.end)
+            if call is not None:
+                call.put(each)
