@@ -164,7 +164,7 @@ class Ground:
 def _train(run: RunConfig, world: World, device: Device, earlier: Earlier | None) -> Run:
     ground = _on_first(world, lambda: _lay(run, earlier), lambda: _stand_on(run))
     run, folder, tokenizer = ground.run, ground.folder, ground.tokenizer
-    model = _build_model(run, device)
+    model = build_model(run, device)
     cost = Cost(run.model)
     if world.is_first:
         _write_facts(folder, run, cost, device, world)
@@ -183,7 +183,7 @@ def _train(run: RunConfig, world: World, device: Device, earlier: Earlier | None
     trainer = Trainer(
         run.training,
         model,
-        _objective(run),
+        build_objective(run),
         optimizer,
         build_schedule(run.scheduler, run.training.max_steps, run.optimizer.lr),
         loader,
@@ -279,10 +279,13 @@ def _flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     return flat
 
 
-def _build_model(run: RunConfig, device: Device) -> Transformer:
+def build_model(run: RunConfig, device: Device) -> Transformer:
+    """The model with its initial weights, ready for a trainer; run.model.vocab_size must be known."""
     model = Transformer(run.model)
     init_weights(model, stream(run.training.seed, "init"))
     model.to(device.torch_device)
+    for layer in model.moe_layers().values():
+        layer.row_multiple = device.row_multiple
     if run.hardware.compile:
         for block in (*model.layers, *model.mtp):
             _compile(block, device)
@@ -302,7 +305,7 @@ def _compile(block: nn.Module, device: Device) -> None:
     block.forward = forward
 
 
-def _objective(run: RunConfig) -> Callable[..., Losses]:
+def build_objective(run: RunConfig) -> Callable[..., Losses]:
     """The loss with the MTP weight of the moment."""
     mtp = run.model.mtp
 

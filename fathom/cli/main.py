@@ -32,6 +32,7 @@ COMMANDS = {  # name: (module, what stands in it, one line for --help)
     "import": ("fathom.cli.import_", "command", "Make a run of a Hugging Face model."),
     "verify": ("fathom.cli.verify", "command", "Certify a run, by its own slow paths and by other engines."),
     "plan": ("fathom.cli.plan", "command", "Count parameters, FLOPs, cache and memory before training."),
+    "bench": ("fathom.cli.bench", "app", "Measure speed beside transformers, llama.cpp and others, in turns."),
     "report": ("fathom.cli.report", "command", "Write one HTML page about one or more runs."),
     "schema": ("fathom.cli.schema", "command", "Print the JSON schema of the YAML files, for editors."),
 }
