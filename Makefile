@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python -m
 
-.PHONY: demo test check format setup setup-dev golden clean
+.PHONY: demo test check format setup setup-dev golden clean lint-containers judges
 
 demo: setup  ## train a small DeepSeek-style model on real text, evaluate it, write a report
 	$(BIN)/fathom demo
@@ -22,6 +22,17 @@ format: setup-dev
 
 golden: setup-dev  ## write the golden losses anew (say why in the commit)
 	$(RUN) tests.golden.write
+
+judges: setup-dev  ## serve a small run to other people's clients, fuzzers and load generators (needs PyPI and npm)
+	$(BIN)/python judges/run.py
+
+lint-containers:  ## lint the Dockerfiles and compose files, with tools in an environment of their own; needs no engine
+	test -x build/lint/bin/yamllint || ($(PYTHON) -m venv build/lint && \
+		build/lint/bin/python -m pip install --quiet --no-deps -r docker/lint.txt)
+	build/lint/bin/hadolint docker/*.Dockerfile
+	build/lint/bin/yamllint --strict docker-compose.yml docker-compose.gpu.yml
+	build/lint/bin/docker-compose config --quiet
+	build/lint/bin/docker-compose -f docker-compose.yml -f docker-compose.gpu.yml config --quiet
 
 setup:
 	@$(PYTHON) bootstrap.py

@@ -31,6 +31,7 @@ COMMANDS = {  # name: (module, what stands in it, one line for --help)
     "export": ("fathom.cli.export", "command", "Write a run for transformers, vLLM, llama.cpp and others."),
     "import": ("fathom.cli.import_", "command", "Make a run of a Hugging Face model."),
     "verify": ("fathom.cli.verify", "command", "Certify a run, by its own slow paths and by other engines."),
+    "client": ("fathom.cli.client", "command", "Open a page for an API: text, chat, and the experts of every token."),
     "plan": ("fathom.cli.plan", "command", "Count parameters, FLOPs, cache and memory before training."),
     "bench": ("fathom.cli.bench", "app", "Measure speed beside transformers, llama.cpp and others, in turns."),
     "report": ("fathom.cli.report", "command", "Write one HTML page about one or more runs."),
