@@ -14,6 +14,7 @@ from pathlib import Path
 import tokenizers
 
 from fathom.errors import TokenizerError
+from fathom.tokenizer.chat import JINJA
 from fathom.tokenizer.token_bytes import bytes_of_tokens
 
 END_OF_TEXT = "<|endoftext|>"
@@ -129,6 +130,7 @@ class Tokenizer:
             **special,
             "clean_up_tokenization_spaces": False,
             "model_max_length": int(1e30),
+            "chat_template": JINJA,
         }
         (path / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
         (path / "special_tokens_map.json").write_text(json.dumps(special, indent=2, ensure_ascii=False) + "\n", "utf-8")
