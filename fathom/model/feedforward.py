@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fathom.model.linear import Linear
+
 
 def swiglu_plain(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up: the slow twin."""
@@ -36,8 +38,10 @@ class _SwiGLU(torch.autograd.Function):
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, elementwise; gate and up (..., I) in one dtype."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if torch.compiler.is_compiling():
         return swiglu_plain(gate, up)
+    if not torch.is_grad_enabled():
+        return F.silu(gate).mul_(up)
     return _SwiGLU.apply(gate, up)
 
 
@@ -72,8 +76,11 @@ class _WeightedSwiGLU(torch.autograd.Function):
 
 def weighted_swiglu(gate_up: Tensor, weights: Tensor) -> Tensor:
     """weights * silu(gate) * up for rows [gate ; up]: gate_up (n, 2 I), weights (n) float32 -> (n, I)."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if torch.compiler.is_compiling():
         return weighted_swiglu_plain(gate_up, weights)
+    if not torch.is_grad_enabled():
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up).mul_(weights.to(gate_up.dtype).unsqueeze(-1))
     return _WeightedSwiGLU.apply(gate_up, weights)
 
 
@@ -85,9 +92,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, hidden_size: int, width: int) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(hidden_size, width, bias=False)
-        self.up_proj = nn.Linear(hidden_size, width, bias=False)
-        self.down_proj = nn.Linear(width, hidden_size, bias=False)
+        self.gate_proj = Linear(hidden_size, width)
+        self.up_proj = Linear(hidden_size, width)
+        self.down_proj = Linear(width, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))

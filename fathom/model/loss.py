@@ -53,21 +53,18 @@ def cross_entropy_plain(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tens
     return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
 
 
-def _logits_into(wide: Tensor, rows: Tensor, matrix: Tensor) -> Tensor | None:
-    """Write rows W^T into wide (float32 or finer). Returns the product in its own dtype, if that is narrower."""
-    if rows.dtype == wide.dtype:
-        torch.mm(rows, matrix.T, out=wide)
-        return None
-    narrow = rows @ matrix.T
-    wide.copy_(narrow)
-    return narrow
-
-
 class _HeadCrossEntropy(torch.autograd.Function):
-    """Gradients are made on the way forward, chunk by chunk: dz = softmax(z) - onehot, dh = dz W, dW = dz^T h."""
+    """Gradients are made on the way forward, chunk by chunk: dz = softmax(z) - onehot, dh = dz W, dW = dz^T h.
+
+    Logits stand transposed, z (V, n) = W h^T: that product and dW = dz h run at the full rate of large products, where
+    h W^T and its gradient fall behind (by 7 % on AVX2, by half on AMX). exp(z) is never divided by its sum where it is
+    large, but where it was multiplied with something small: dh and h.
+    """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, train: bool) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, train: bool, scale: float
+    ) -> tuple[Tensor, Tensor]:
         dtype = compute_dtype(hidden)
         matrix = weight.to(dtype)
         need_hidden, need_weight = (needed and train for needed in ctx.needs_input_grad[:2])
@@ -75,39 +72,54 @@ class _HeadCrossEntropy(torch.autograd.Function):
         exact = torch.promote_types(dtype, torch.float32)
         grad_weight = torch.zeros_like(weight, dtype=exact) if need_weight else None
         total = hidden.new_zeros((), dtype=exact)
-        buffer = hidden.new_empty(min(chunk, hidden.shape[0]), weight.shape[0], dtype=exact)
+        # float16 would lose small gradients if they were scaled here, before the loss scale comes
+        early = scale if dtype != torch.float16 else 1.0
+        buffer = hidden.new_empty(weight.shape[0] * min(chunk, hidden.shape[0]), dtype=exact)
         for start in range(0, hidden.shape[0], chunk):
             rows = hidden[start : start + chunk].to(dtype)
-            target = targets[start : start + chunk].unsqueeze(1)
+            target = targets[start : start + chunk].unsqueeze(0)
             counted, index = target != IGNORE, target.clamp(min=0)
-            wide = buffer[: rows.shape[0]]
+            wide = buffer[: weight.shape[0] * rows.shape[0]].view(weight.shape[0], -1)
             narrow = _logits_into(wide, rows, matrix)
-            top, wanted = wide.amax(-1, keepdim=True), wide.gather(1, index)
-            mass = wide.sub_(top).exp_().sum(-1, keepdim=True)
+            top, wanted = wide.amax(0, keepdim=True), wide.gather(0, index)
+            mass = wide.sub_(top).exp_().sum(0, keepdim=True)
             total += ((top - wanted + mass.log()) * counted).sum()
             if not (need_hidden or need_weight):
                 continue
-            wide.mul_(counted / mass).scatter_add_(1, index, -counted.to(wide.dtype))
-            slope = wide if narrow is None else narrow.copy_(wide)
+            share = counted * (early / mass)
+            slope = wide.scatter_add_(0, index, -mass)  # dz, but for share
+            if narrow is not None:  # in few bits, and float16 ends at 65504: divide first
+                slope = torch.mul(wide, share, out=narrow)
             if grad_hidden is not None:
-                grad_hidden[start : start + chunk] = slope @ matrix
+                product = slope.T @ matrix
+                grad_hidden[start : start + chunk] = product * share.T if narrow is None else product
             if grad_weight is not None and narrow is None:
-                grad_weight.addmm_(slope.T, rows)
+                grad_weight.addmm_(slope, rows * share.T)
             elif grad_weight is not None:
-                grad_weight += slope.T @ rows
+                grad_weight += slope @ rows
         ctx.save_for_backward(grad_hidden, grad_weight)
-        ctx.weight_dtype = weight.dtype
-        return total
+        ctx.weight_dtype, ctx.late = weight.dtype, scale / early if early else 1.0
+        ctx.mark_non_differentiable(total)
+        return total * scale, total
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        scale = gradients[0]
-        if grad_hidden is not None:
-            grad_hidden = grad_hidden * scale.to(grad_hidden.dtype)
-        if grad_weight is not None:
-            grad_weight = (grad_weight * scale).to(ctx.weight_dtype)
-        return grad_hidden, grad_weight, None, None, None
+        scale = gradients[0] * ctx.late
+        if not (scale.device.type == "cpu" and float(scale) == 1):  # usually it is, and no large matrix is copied
+            grad_hidden = None if grad_hidden is None else grad_hidden * scale.to(grad_hidden.dtype)
+            grad_weight = None if grad_weight is None else grad_weight * scale
+        return grad_hidden, None if grad_weight is None else grad_weight.to(ctx.weight_dtype), None, None, None, None
+
+
+def _logits_into(wide: Tensor, rows: Tensor, matrix: Tensor) -> Tensor | None:
+    """Write W rows^T into wide (float32 or finer). Returns the product in its own dtype, if that is narrower."""
+    if rows.dtype == wide.dtype:
+        torch.mm(matrix, rows.T, out=wide)
+        return None
+    narrow = matrix @ rows.T
+    wide.copy_(narrow)
+    return narrow
 
 
 def chunk_rows(vocab_size: int) -> int:
@@ -120,9 +132,16 @@ def head_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: i
 
     chunk: tokens whose logits stand in memory at once; None: `chunk_rows`.
     """
-    return _HeadCrossEntropy.apply(
-        hidden, weight, targets, chunk or chunk_rows(weight.shape[0]), torch.is_grad_enabled()
-    )
+    return scaled_cross_entropy(hidden, weight, targets, 1.0, chunk)[0]
+
+
+def scaled_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, scale: float, chunk: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """scale x `head_cross_entropy`, and the sum itself, detached. Gradients are scaled while they are small."""
+    rows = chunk or chunk_rows(weight.shape[0])
+    scaled, total = _HeadCrossEntropy.apply(hidden, weight, targets, rows, torch.is_grad_enabled(), scale)
+    return scaled, total
 
 
 def mtp_targets(batch: Batch, depth: int) -> Tensor:
@@ -152,8 +171,8 @@ def language_model_loss(
     count = max(1, batch.target_count if token_count is None else token_count)
     hidden, reports = model.trunk(batch.tokens, batch.positions, batch.segments)
     routing = list(reports)
-    next_token = head_cross_entropy(hidden.flatten(0, 1), model.head_weight, batch.targets.flatten(), chunk)
-    total = next_token / count
+    matrix = model.head_weight
+    total, next_token = scaled_cross_entropy(hidden.flatten(0, 1), matrix, batch.targets.flatten(), 1 / count, chunk)
     sums, counts = [], []
     depths = len(model.mtp)
     weight = model.config.mtp.weight if mtp_weight is None else mtp_weight
@@ -167,15 +186,16 @@ def language_model_loss(
         if report is not None:
             routing.append(report)
         targets = mtp_targets(batch, depth)
-        ahead = head_cross_entropy(hidden.flatten(0, 1), model.head_weight, targets.flatten(), chunk)
-        total = total + ahead * (weight / depths / count)
-        sums.append(ahead.detach())
+        share = weight / depths / count
+        part, ahead = scaled_cross_entropy(hidden.flatten(0, 1), matrix, targets.flatten(), share, chunk)
+        total = total + part
+        sums.append(ahead)
         counts.append((targets != IGNORE).sum())
     balance = torch.stack([r.loss for r in routing]).sum() if routing else total.new_zeros(())
     total = total + balance * batch_share
     return Losses(
         total=total,
-        next_token=next_token.detach(),
+        next_token=next_token,
         tokens=(batch.targets != IGNORE).sum(),
         mtp=torch.stack(sums) if sums else total.new_zeros(0),
         mtp_tokens=torch.stack(counts) if counts else batch.targets.new_zeros(0),

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fathom.knobs import Knobs
 from fathom.model.attention.cache import LayerCache, Visibility
 from fathom.model.block import Block
+from fathom.model.linear import Linear
 from fathom.model.moe.balance import RoutingReport
 from fathom.model.norm import RMSNorm
 from fathom.model.rope import Rope
@@ -56,7 +57,7 @@ class MTPLayer(nn.Module):
         super().__init__()
         self.enorm = RMSNorm(hidden_size, rms_norm_eps)
         self.hnorm = RMSNorm(hidden_size, rms_norm_eps)
-        self.eh_proj = nn.Linear(2 * hidden_size, hidden_size, bias=False)
+        self.eh_proj = Linear(2 * hidden_size, hidden_size)
         self.block = block
         self.shared_head = SharedHead(hidden_size, rms_norm_eps)
 

@@ -78,6 +78,13 @@ def inverse_frequencies(rotary_dim: int, theta: float, scaling: YarnConfig | Non
     return freq / scaling.factor * (1 - keep) + freq * keep
 
 
+def are_pairs(x: Tensor) -> bool:
+    """Whether float32 neighbours lie in memory as complex numbers do."""
+    *outer, last = x.stride()
+    odd = x.storage_offset() % 2 or any(stride % 2 for stride in outer)
+    return last == 1 and not odd and x.dtype == torch.float32 and not torch.compiler.is_compiling()
+
+
 class Rope:
     """cos and sin for given positions, made once a forward pass and shared by all layers.
 
@@ -86,6 +93,14 @@ class Rope:
 
     def __init__(self, cos: Tensor, sin: Tensor) -> None:
         self.cos, self.sin = cos, sin
+        self._spin: Tensor | None = None
+
+    @property
+    def spin(self) -> Tensor:
+        """cos + i sin, complex64."""
+        if self._spin is None:
+            self._spin = torch.complex(self.cos, self.sin)
+        return self._spin
 
     @classmethod
     def at(cls, positions: Tensor, rotary_dim: int, theta: float, scaling: YarnConfig | None) -> Rope:
@@ -99,6 +114,13 @@ class Rope:
 
     def turn(self, x: Tensor) -> Tensor:
         """x (B, T, N, R) with every neighbouring pair turned, in the dtype of x."""
+        if not torch.is_grad_enabled() and are_pairs(x):
+            pairs = torch.view_as_complex(x.view(*x.shape[:-1], -1, 2))
+            return torch.view_as_real(pairs * self.spin).flatten(-2)
+        return self.turn_plain(x)
+
+    def turn_plain(self, x: Tensor) -> Tensor:
+        """The formula as it stands: the slow twin of `turn`, which multiplies complex numbers instead."""
         even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
         turned = torch.stack((even * self.cos - odd * self.sin, even * self.sin + odd * self.cos), dim=-1)
         return turned.flatten(-2).to(x.dtype)

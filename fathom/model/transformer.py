@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from fathom.model.attention.cache import LayerCache, Visibility
 from fathom.model.attention.gqa import GQAConfig
 from fathom.model.attention.variants import AttentionConfig
 from fathom.model.block import Block
+from fathom.model.linear import Embedding, Linear
 from fathom.model.moe.balance import LossFree, RoutingReport, update_bias
 from fathom.model.moe.layer import MoE, MoEConfig
 from fathom.model.mtp import MTPConfig, MTPLayer
@@ -132,17 +132,17 @@ class Transformer(nn.Module):
         def block(layer: int) -> Block:
             return Block(width, config.intermediate_size, eps, config.attention, config.moe_of(layer), layer)
 
-        self.embed_tokens = nn.Embedding(config.vocab_size, width)
+        self.embed_tokens = Embedding(config.vocab_size, width)
         self.layers = nn.ModuleList(block(i) for i in range(count))
         self.norm = RMSNorm(width, eps)
-        self.lm_head = None if config.tie_word_embeddings else nn.Linear(width, config.vocab_size, bias=False)
+        self.lm_head = None if config.tie_word_embeddings else Linear(width, config.vocab_size)
         depths = range(config.mtp.num_nextn_predict_layers)
         self.mtp = nn.ModuleList(MTPLayer(block(count + k), width, eps) for k in depths)
 
     @property
     def head_weight(self) -> Tensor:
         """The output head (V, D): lm_head, or the embedding when tied."""
-        return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        return (self.embed_tokens if self.lm_head is None else self.lm_head).dense()
 
     def rope(self, positions: Tensor) -> Rope:
         """Rotary angles at positions (B, T), for all layers."""
@@ -206,7 +206,7 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (..., D) after the final norm -> logits (..., V)."""
-        return F.linear(hidden, self.head_weight)
+        return self.embed_tokens.as_head(hidden) if self.lm_head is None else self.lm_head(hidden)
 
     def forward(
         self,

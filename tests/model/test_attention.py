@@ -16,6 +16,7 @@ from tiny_models import (
 )
 
 from fathom.model.attention.cache import Visibility
+from fathom.model.attention.causal import attend_in_blocks, suits
 from fathom.model.attention.gqa import GQA, GQAConfig
 from fathom.model.attention.kernel import attend, attend_plain
 from fathom.model.attention.mla import MLA, MLAConfig
@@ -162,3 +163,34 @@ def test_impossible_heads_are_refused(attention: dict, message: str) -> None:
 def test_a_model_without_a_vocabulary_is_refused() -> None:
     with pytest.raises(ValueError, match="vocab_size"):
         Transformer(tiny_config(vocab_size=None))
+
+
+@pytest.mark.parametrize("sizes", [(6, 6), (6, 4), (4, 6)], ids=["equal", "narrow values", "wide values"])
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
+@pytest.mark.parametrize("block", [1, 4, 11, 64])
+def test_attention_in_blocks_is_the_formula(sizes: tuple[int, int], heads: tuple[int, int], block: int) -> None:
+    visible = Visibility.of(11, 11, None, CPU)
+    q = torch.randn(2, 11, heads[0], sizes[0], requires_grad=True)
+    k = torch.randn(2, 11, heads[1], sizes[0], requires_grad=True)
+    v = torch.randn(2, 11, heads[1], sizes[1], requires_grad=True)
+    fast, slow = attend_in_blocks(q, k, v, 0.3, block), attend_plain(q, k, v, 0.3, visible)
+    torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5)
+    pull = torch.randn_like(slow)
+    torch.testing.assert_close(
+        torch.autograd.grad(fast, (q, k, v), pull), torch.autograd.grad(slow, (q, k, v), pull), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_long_rows_are_trained_in_blocks_and_the_others_are_not() -> None:
+    q, k = torch.randn(1, 256, 2, 6, requires_grad=True), torch.randn(1, 256, 2, 6)
+    assert suits(q, k, causal=True)
+    assert not suits(q, k, causal=False)
+    assert not suits(q[:, :255], k[:, :255], causal=True)
+    assert not suits(q[:, :1], k, causal=True)
+    assert not suits(q.bfloat16(), k.bfloat16(), causal=True)
+    with torch.no_grad():
+        assert not suits(q, k, causal=True)
+    visible = Visibility.of(256, 256, None, CPU)
+    torch.testing.assert_close(attend(q, k, k, 0.3, visible), attend_plain(q, k, k, 0.3, visible), rtol=1e-4, atol=1e-5)
+    pairs = Visibility.of(256, 256, torch.arange(256).div(2, rounding_mode="floor").unsqueeze(0), CPU)
+    torch.testing.assert_close(attend(q, k, k, 0.3, pairs), attend_plain(q, k, k, 0.3, pairs), rtol=1e-4, atol=1e-5)

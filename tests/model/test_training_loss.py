@@ -9,7 +9,13 @@ from torch.autograd import gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fathom.batch import IGNORE, Batch
-from fathom.model.loss import chunk_rows, cross_entropy_plain, head_cross_entropy, language_model_loss
+from fathom.model.loss import (
+    chunk_rows,
+    cross_entropy_plain,
+    head_cross_entropy,
+    language_model_loss,
+    scaled_cross_entropy,
+)
 
 
 def case(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,6 +59,21 @@ def test_softmax_is_float32_under_autocast(dtype: torch.dtype) -> None:
     for a, b in zip(*(torch.autograd.grad(y, (hidden, weight)) for y in (loss, want)), strict=True):
         assert a.dtype == torch.float32
         assert close(a, b, 2e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [1 / 4096, 0.0])
+def test_a_scaled_loss_has_scaled_gradients(dtype: torch.dtype, scale: float) -> None:
+    hidden, weight, targets = case()
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        scaled, total = scaled_cross_entropy(hidden, weight, targets, scale, 4)
+        plain = head_cross_entropy(hidden, weight, targets, 4)
+    assert not total.requires_grad
+    torch.testing.assert_close(total, plain.detach())
+    torch.testing.assert_close(scaled, total * scale)
+    loss_scale = 4096.0  # as training in float16 multiplies the loss; without care its gradients would vanish before
+    for a, b in zip(*(torch.autograd.grad(y * loss_scale, (hidden, weight)) for y in (scaled, plain)), strict=True):
+        torch.testing.assert_close(a, b * scale, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-6 * loss_scale)
 
 
 def test_nothing_counts_when_every_target_is_ignored() -> None:

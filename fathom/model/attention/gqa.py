@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fathom.knobs import Knobs
 from fathom.model.attention.cache import LayerCache, Visibility
 from fathom.model.attention.kernel import attend
+from fathom.model.linear import Linear
 from fathom.model.rope import Rope, YarnConfig, softmax_scale
 
 
@@ -69,10 +70,10 @@ class GQA(nn.Module):
         self.head_dim = head = config.size(hidden_size)
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.scale = softmax_scale(head, config.rope_scaling)
-        self.q_proj = nn.Linear(hidden_size, self.heads * head, bias=False)
-        self.k_proj = nn.Linear(hidden_size, self.kv_heads * head, bias=False)
-        self.v_proj = nn.Linear(hidden_size, self.kv_heads * head, bias=False)
-        self.o_proj = nn.Linear(self.heads * head, hidden_size, bias=False)
+        self.q_proj = Linear(hidden_size, self.heads * head)
+        self.k_proj = Linear(hidden_size, self.kv_heads * head)
+        self.v_proj = Linear(hidden_size, self.kv_heads * head)
+        self.o_proj = Linear(self.heads * head, hidden_size)
 
     def forward(self, h: Tensor, rope: Rope, visible: Visibility, cache: LayerCache | None = None) -> Tensor:
         q = rope.turn(self.q_proj(h).unflatten(-1, (self.heads, -1)))

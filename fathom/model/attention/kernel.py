@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fathom.model.attention.cache import Visibility
+from fathom.model.attention.causal import attend_in_blocks, suits
 from fathom.model.precision import widen
 
 
@@ -30,6 +31,8 @@ def attend_plain(q: Tensor, k: Tensor, v: Tensor, scale: float, visible: Visibil
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, visible: Visibility) -> Tensor:
     """q (B, T, N, H), k (B, S, N_kv, H), v (B, S, N_kv, V) -> (B, T, N, V); N a multiple of N_kv; one dtype."""
     dtype, value_dim = q.dtype, v.shape[-1]
+    if suits(q, k, visible.mask is None and visible.causal):
+        return attend_in_blocks(q, k, v, scale)
     if dtype == torch.float16 and q.device.type == "cpu":
         q, k, v = q.float(), k.float(), v.float()
     if value_dim < q.shape[-1]:
@@ -38,11 +41,24 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, visible: Visibility) -
         widen = value_dim - q.shape[-1]
         q, k = F.pad(q, (0, widen)), F.pad(k, (0, widen))
     groups = q.shape[2] // k.shape[2]
+    on_cpu = q.device.type == "cpu"
+    if groups > 1 and on_cpu and q.shape[1] == 1:
+        return _one_token(q, k, v, scale, visible.mask)[..., :value_dim].to(dtype)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    if groups > 1 and q.device.type == "cpu":
+    if groups > 1 and on_cpu:
         k, v = (x[:, :, None].expand(-1, -1, groups, -1, -1).flatten(1, 2) for x in (k, v))
         groups = 1
     out = F.scaled_dot_product_attention(
         q, k, v, attn_mask=visible.mask, is_causal=visible.causal, scale=scale, enable_gqa=groups > 1
     )
     return out.transpose(1, 2)[..., :value_dim].to(dtype)
+
+
+def _one_token(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None) -> Tensor:
+    """The heads of a group as rows of one head, so that no key is copied: q (B, 1, N, H) -> (B, 1, N, V)."""
+    rows = q.unflatten(2, (k.shape[2], -1)).squeeze(1)  # (B, N_kv, N / N_kv, H)
+    k, v = k.transpose(1, 2), v.transpose(1, 2)
+    if mask is not None:
+        mask = mask.expand(-1, -1, rows.shape[2], -1)
+    out = F.scaled_dot_product_attention(rows, k, v, attn_mask=mask, scale=scale)
+    return out.flatten(1, 2).unsqueeze(1)

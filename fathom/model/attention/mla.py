@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from fathom.knobs import Knobs
 from fathom.model.attention.cache import LayerCache, Visibility
 from fathom.model.attention.kernel import attend
+from fathom.model.linear import Linear
 from fathom.model.norm import RMSNorm
 from fathom.model.precision import widen
 from fathom.model.rope import Rope, YarnConfig, softmax_scale
@@ -80,16 +81,16 @@ class MLA(nn.Module):
         self.scale = softmax_scale(self.nope + self.rotary, config.rope_scaling)
         q_out = self.heads * (self.nope + self.rotary)
         if config.q_lora_rank is None:
-            self.q_proj = nn.Linear(hidden_size, q_out, bias=False)
+            self.q_proj = Linear(hidden_size, q_out)
         else:
-            self.q_a_proj = nn.Linear(hidden_size, config.q_lora_rank, bias=False)
+            self.q_a_proj = Linear(hidden_size, config.q_lora_rank)
             self.q_a_layernorm = RMSNorm(config.q_lora_rank, LATENT_NORM_EPS)
-            self.q_b_proj = nn.Linear(config.q_lora_rank, q_out, bias=False)
+            self.q_b_proj = Linear(config.q_lora_rank, q_out)
         self.low_rank_query = config.q_lora_rank is not None
-        self.kv_a_proj_with_mqa = nn.Linear(hidden_size, self.latent + self.rotary, bias=False)
+        self.kv_a_proj_with_mqa = Linear(hidden_size, self.latent + self.rotary)
         self.kv_a_layernorm = RMSNorm(self.latent, LATENT_NORM_EPS)
-        self.kv_b_proj = nn.Linear(self.latent, self.heads * (self.nope + self.value), bias=False)
-        self.o_proj = nn.Linear(self.heads * self.value, hidden_size, bias=False)
+        self.kv_b_proj = Linear(self.latent, self.heads * (self.nope + self.value))
+        self.o_proj = Linear(self.heads * self.value, hidden_size)
 
     def forward(
         self,
@@ -101,10 +102,11 @@ class MLA(nn.Module):
     ) -> Tensor:
         """absorbed: which of the two equal paths; None chooses the one with fewer operations, expanded in training."""
         q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(h))) if self.low_rank_query else self.q_proj(h)
-        q_nope, q_rope = q.unflatten(-1, (self.heads, -1)).split((self.nope, self.rotary), dim=-1)
-        latent, k_rope = self.kv_a_proj_with_mqa(h).split((self.latent, self.rotary), dim=-1)
-        c, q_rope = self.kv_a_layernorm(latent), rope.turn(q_rope)
-        k_rope = rope.turn(k_rope.unsqueeze(2)).squeeze(2)
+        q = q.view(*h.shape[:2], self.heads, -1)
+        q_nope, q_rope = q[..., : self.nope], rope.turn(q[..., self.nope :])
+        both = self.kv_a_proj_with_mqa(h)
+        c = self.kv_a_layernorm(both[..., : self.latent])
+        k_rope = rope.turn(both[..., self.latent :].unsqueeze(2)).squeeze(2)
         if cache is not None:
             c, k_rope = cache.append(c, k_rope)
         if absorbed is None:
@@ -129,21 +131,24 @@ class MLA(nn.Module):
 
             s_ij = ((W_uk,i^T q_i) . c_j + q_r,i . k_r,j) scale,   o_i = W_uv,i sum_j p_ij c_j
 
-        Heads are folded into the rows of one matrix product, since a product broadcast over heads is several times
-        slower.
+        Heads and new tokens are folded into the rows of one matrix product a sequence, since a product broadcast over
+        heads is several times slower. One sequence, or one new token each, is folded without a copy.
         """
         rows, new = q_nope.shape[:2]
         dtype = q_nope.dtype
-        weight = self.kv_b_proj.weight.to(dtype).unflatten(0, (self.heads, -1))  # (N, H + V, C)
-        w_uk, w_uv = weight.split((self.nope, self.value), dim=1)
-        carried = torch.einsum("btnh,nhc->btnc", q_nope, w_uk)
-        query = torch.cat((carried, q_rope.to(dtype)), dim=-1).flatten(1, 2)  # (B, T N, C + R)
-        memory = torch.cat((c, k_rope), dim=-1).to(dtype)  # (B, S, C + R)
-        scores = widen(torch.matmul(query, memory.transpose(1, 2))) * self.scale
-        scores = scores.view(rows, new, self.heads, -1)
+        weight = self.kv_b_proj.weight.to(dtype).view(self.heads, -1, self.latent)  # (N, H + V, C)
+        w_uk, w_uv = weight[:, : self.nope], weight[:, self.nope :]
+        c, k_rope = c.to(dtype), k_rope.to(dtype)
+        carried = torch.bmm(q_nope.flatten(0, 1).transpose(0, 1), w_uk)  # (N, B T, C)
+        carried = carried.view(self.heads, rows, new, -1).transpose(0, 1).flatten(1, 2)  # (B, N T, C)
+        turned = q_rope.to(dtype).transpose(1, 2).flatten(1, 2)  # (B, N T, R)
+        scores = torch.bmm(turned, k_rope.transpose(1, 2))
+        scores = torch.baddbmm(scores, carried, c.transpose(1, 2), beta=self.scale, alpha=self.scale)
+        scores = widen(scores).view(rows, self.heads, new, -1)
         bias = visible.bias(new, c.shape[1], c.device)
         if bias is not None:
-            scores = scores + bias.transpose(1, 2)
+            scores = scores + bias
         weights = scores.softmax(-1).to(dtype).flatten(1, 2)
-        mixed = torch.matmul(weights, c.to(dtype)).view(rows, new, self.heads, -1)
-        return torch.einsum("btnc,nvc->btnv", mixed, w_uv)
+        mixed = torch.bmm(weights, c).view(rows, self.heads, new, -1).transpose(0, 1).flatten(1, 2)  # (N, B T, C)
+        out = torch.bmm(mixed, w_uv.transpose(1, 2)).transpose(0, 1)  # (B T, N, V)
+        return out.reshape(rows, new, self.heads, -1)

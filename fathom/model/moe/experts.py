@@ -8,10 +8,15 @@ linear): the row is narrower there, and the experts' outputs need not be kept fo
 `grouped_mm` is one call for all experts over sorted rows; `eager` is the plain loop, its slow twin. Both take rows
 sorted by expert and are the same function. `auto` is grouped where PyTorch's kernel can run (row sizes of a multiple
 of 16 bytes, float32 or bfloat16), else the loop.
+
+Generating text, there are so few tokens that sorting them costs more than their products. `visit` takes them unsorted
+and goes only to the experts that were chosen.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import groupby
 from typing import Literal
 
 import torch
@@ -19,7 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fathom.model.feedforward import weighted_swiglu
-from fathom.model.precision import compute_dtype
+from fathom.model.linear import is_plain, product, turns
+from fathom.model.precision import compute_dtype, widen
 
 ExpertsImplementation = Literal["auto", "grouped_mm", "eager"]
 
@@ -38,6 +44,15 @@ class Experts(nn.Module):
         gate_up, down = self.gate_up_proj.to(dtype), self.down_proj.to(dtype)
         run = experts_grouped if self._grouped(dtype, x.device) else experts_loop
         return run(x.to(dtype), weights, counts, gate_up, down)
+
+    def visits(self, x: Tensor) -> bool:
+        """Whether `visit` is the faster way for tokens x (n, D)."""
+        return is_plain(x) and (x.shape[0] == 1 or turns(x.shape[0], self.gate_up_proj[0]))
+
+    def visit(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """x (n, D), chosen (n, K) int64, weights (n, K) float32 -> (n, D), a token's K outputs weighted and added."""
+        gate_up, down = self.gate_up_proj, self.down_proj
+        return visit(x, chosen, weights, lambda e, x: product(x, gate_up[e]), lambda e, x: product(x, down[e]))
 
     def _grouped(self, dtype: torch.dtype, device: torch.device) -> bool:
         if self.implementation != "auto":
@@ -63,3 +78,28 @@ def experts_loop(x: Tensor, weights: Tensor, counts: Tensor, gate_up: Tensor, do
     lengths = counts.tolist()
     parts = zip(x.split(lengths), weights.split(lengths), gate_up.unbind(0), down.unbind(0), strict=True)
     return torch.cat([F.linear(weighted_swiglu(F.linear(x_e, w_in), g_e), w_out) for x_e, g_e, w_in, w_out in parts])
+
+
+Product = Callable[[int, Tensor], Tensor]
+
+
+def visit(x: Tensor, chosen: Tensor, weights: Tensor, enter: Product, leave: Product) -> Tensor:
+    """Some tokens: each chosen expert once, with the rows that chose it; as `Experts.visit`.
+
+    enter, leave: products of an expert's rows, (e, (m, D)) -> (m, 2 I) and (e, (m, I)) -> (m, D), in the dtype of x.
+    """
+    n, k = chosen.shape
+    flat = chosen.flatten().tolist()
+    if n == 1:  # nothing to sort
+        both = torch.cat([enter(e, x) for e in flat])
+        inner = weighted_swiglu(widen(both), weights[0]).to(x.dtype).split(1)
+        return widen(torch.cat([leave(e, row) for e, row in zip(flat, inner, strict=True)])).sum(0, keepdim=True)
+    order = sorted(range(n * k), key=flat.__getitem__)  # the assignment of each sorted row
+    runs = [(e, len(list(same))) for e, same in groupby(flat[i] for i in order)]
+    lengths = [length for _, length in runs]
+    place = torch.tensor(order)
+    rows = x.index_select(0, place.div(k, rounding_mode="floor")).split(lengths)
+    both = torch.cat([enter(e, row) for (e, _), row in zip(runs, rows, strict=True)])
+    inner = weighted_swiglu(widen(both), weights.flatten().index_select(0, place)).to(x.dtype).split(lengths)
+    out = widen(torch.cat([leave(e, row) for (e, _), row in zip(runs, inner, strict=True)]))
+    return out.index_select(0, place.argsort()).view(n, k, -1).sum(1)

@@ -137,6 +137,7 @@ class MoE(nn.Module):
     def __init__(self, config: MoEConfig, hidden_size: int, layer: int) -> None:
         super().__init__()
         self.config, self.layer = config, layer
+        self.row_multiple = 1  # an expert's rows are filled up to a multiple of this in training (`dispatch.py`)
         self.gate = Router(
             hidden_size,
             config.n_routed_experts,
@@ -167,11 +168,15 @@ class MoE(nn.Module):
             weights = weights * fits
             lost = ~fits if real is None else ~fits & real.flatten().unsqueeze(-1)
             dropped = lost.sum()
-        path = route(choice.experts, self.config.n_routed_experts)
-        out = bring_back(self.experts(send(flat, path), sort_weights(weights, path), path.counts), path)
+        if self.experts.visits(flat):
+            out = self.experts.visit(flat, choice.experts, weights)
+            counts = torch.bincount(choice.experts.flatten(), minlength=self.config.n_routed_experts)
+        else:
+            path = route(choice.experts, self.config.n_routed_experts, self.row_multiple if self.training else 1)
+            out = bring_back(self.experts(send(flat, path), sort_weights(weights, path), path.rows), path)
+            counts = path.counts
         if self.shared_experts is not None:
             out = out + self.shared_experts(flat)
-        counts = path.counts
         if real is not None:
             chosen = choice.experts[real.flatten()].flatten()
             counts = torch.bincount(chosen, minlength=self.config.n_routed_experts)

@@ -67,16 +67,22 @@ class Router(nn.Module):
         self.n_group, self.topk_group, self.group_score = n_group, topk_group, group_score
 
     def forward(self, x: Tensor) -> Choice:
+        if not torch.is_autocast_enabled(x.device.type):
+            return self._choice(x)
         with torch.autocast(x.device.type, enabled=False):
-            logits = torch.nn.functional.linear(widen(x), widen(self.weight))
-            scores = logits.softmax(-1) if self.scoring_func == "softmax" else logits.sigmoid()
-            with torch.no_grad():
-                biased = scores + self.e_score_correction_bias
-                experts = choose(biased, self.k, self.n_group, self.topk_group, self.group_score)
-            weights = scores.gather(-1, experts)
-            if self.norm_topk_prob:
-                weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-            return Choice(experts, weights * self.scale, scores, logits)
+            return self._choice(x)
+
+    def _choice(self, x: Tensor) -> Choice:
+        logits = torch.nn.functional.linear(widen(x), widen(self.weight))
+        scores = logits.softmax(-1) if self.scoring_func == "softmax" else logits.sigmoid()
+        biased = scores.detach() + self.e_score_correction_bias
+        experts = choose(biased, self.k, self.n_group, self.topk_group, self.group_score)
+        weights = scores.gather(-1, experts)
+        if self.norm_topk_prob:
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+        if self.scale != 1:
+            weights = weights * self.scale
+        return Choice(experts, weights, scores, logits)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
         """Keep the bias in float32 when the model is cast: in bfloat16 an update of 0.001 would be lost."""
