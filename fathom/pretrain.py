@@ -411,11 +411,12 @@ def _introduce(run: RunConfig, cost: Cost, ground: Ground, device: Device, world
     many = f" on each of {world.size} ranks" if world.size > 1 else ""
     arithmetic = str(device.dtype).removeprefix("torch.") + (" (products in float32)" if device.emulates else "")
     log.info(
-        "device  %s, %s, %d threads%s; %.0f GFLOP/s %s",
+        "device  %s, %s, %d threads%s%s; %.0f GFLOP/s %s",
         device.name,
         arithmetic,
         device.threads,
         many,
+        f", experts' rows by {device.row_multiple}" if device.row_multiple > 1 else "",
         device.peak_flops / 1e9,
         device.peak_source,
     )

@@ -140,8 +140,8 @@ def distributions(z: Tensor, params: Sequence[SamplingParams]) -> Tensor:
 
 
 def _likeliest(w: Tensor, top_p: Tensor) -> Tensor:
-    """The largest of w (B, V), in order, as many as it takes for every row to make up its top_p (B, 1), if that is below
-    1: mostly few, so that a whole vocabulary need not be sorted."""
+    """The largest of w (B, V), in order, as many as it takes for every row to make up its top_p (B, 1), where that is
+    below 1: mostly few, so that a whole vocabulary need not be sorted."""
     k = min(64, w.shape[-1])
     while True:
         ordered = w.topk(k).values

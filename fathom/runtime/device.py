@@ -12,9 +12,9 @@ import os
 import platform
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -22,6 +22,7 @@ from pydantic import BeforeValidator, Field
 
 from fathom.errors import ConfigError
 from fathom.knobs import Knobs
+from fathom.runtime.memory import keep_memory
 from fathom.runtime.narrow import NarrowByFloat
 
 ALIASES = {
@@ -73,6 +74,10 @@ def canonical(value: Any) -> Any:
     return ALIASES.get(str(value).lower(), value) if isinstance(value, (int, str)) else value
 
 
+FILLED = 64  # rows; with 32 and 64 alike AMX ran at its full rate, with any number of rows at a tenth of it
+NEW_ROWS = (131, 173, 211, 257, 307, 353, 401, 449, 499, 547, 593, 641)  # primes, so that no run has had them
+
+
 class HardwareConfig(Knobs):
     """What the machine is asked for."""
 
@@ -108,6 +113,9 @@ class Device:
     peak_flops         FLOP/s of a large matrix product in `dtype`: the 100 % of MFU
     peak_source        table, measured or recorded
     threads            CPU threads
+    row_multiple       matrices that change their number of rows from call to call are best filled up to a multiple of
+                       it (the experts', in training)
+    keeps_memory       the process keeps the memory that it frees (`runtime/memory.py`)
     """
 
     torch_device: torch.device
@@ -117,6 +125,8 @@ class Device:
     peak_flops: float = 1e11
     peak_source: str = "measured"
     threads: int = 1
+    row_multiple: int = 1
+    keeps_memory: bool = False
 
     @property
     def kind(self) -> str:
@@ -148,13 +158,15 @@ class Device:
             "peak_flops": self.peak_flops,
             "peak_source": self.peak_source,
             "threads": self.threads,
+            "row_multiple": self.row_multiple,
+            "keeps_memory": self.keeps_memory,
         }
 
 
 def set_up(config: HardwareConfig, *, recorded: Mapping[str, Any] | None = None, local_rank: int = 0) -> Device:
     """Choose the device, set threads and switches, and find its peak.
 
-    recorded: `Device.facts()` of an earlier session of the run; its measured peak is used again where device,
+    recorded: `Device.facts()` of an earlier session of the run; what was measured then is used again where device,
     precision and threads are the same. Raises ConfigError for an accelerator or precision that this machine does not
     have.
     """
@@ -181,8 +193,11 @@ def set_up(config: HardwareConfig, *, recorded: Mapping[str, Any] | None = None,
         )
     name = device_name(where)
     device = Device(where, name, dtype, emulates, threads=torch.get_num_threads())
-    peak, source = _peak(device, config.allow_tf32, recorded or {})
-    return Device(where, name, dtype, emulates, peak, source, device.threads)
+    known = recorded if recorded and _same(device, recorded) else {}
+    peak, source = _peak(device, config.allow_tf32, known)
+    rows = int(known.get("row_multiple", 0)) or (1 if config.deterministic else _row_multiple(device))
+    keeps = where.type == "cpu" and keep_memory()
+    return replace(device, peak_flops=peak, peak_source=source, row_multiple=rows, keeps_memory=keeps)
 
 
 def _torch_device(accelerator: str, local_rank: int) -> torch.device:
@@ -252,11 +267,38 @@ def _peak(device: Device, allow_tf32: bool, recorded: Mapping[str, Any]) -> tupl
         tabled = tabled_peak(device.name, device.dtype, allow_tf32)
         if tabled is not None:
             return tabled, "table"
-    same = ("name", "precision", "threads", "products_in_float32")
-    facts = device.facts()
-    if recorded.get("peak_flops") and all(recorded.get(key) == facts[key] for key in same):
+    if recorded.get("peak_flops"):
         return float(recorded["peak_flops"]), "recorded"
     return measure_peak(device), "measured"
+
+
+def _same(device: Device, recorded: Mapping[str, Any]) -> bool:
+    """Whether recorded facts are of a device like this one."""
+    facts = device.facts()
+    return all(recorded.get(key) == facts[key] for key in ("name", "precision", "threads", "products_in_float32"))
+
+
+def _row_multiple(device: Device) -> int:
+    """FILLED where it is faster, by `new_rows_cost`; only CPUs that multiply 16 bits are asked."""
+    if device.kind != "cpu" or device.emulates or device.dtype == torch.float32:
+        return 1
+    return FILLED if new_rows_cost(device.dtype) > 1.2 else 1
+
+
+def new_rows_cost(dtype: torch.dtype, counts: Sequence[int] = NEW_ROWS, width: int = 512) -> float:
+    """How many times longer products take with numbers of rows not seen before than with these filled up to a multiple
+    of FILLED. oneDNN builds a kernel for every new shape: a few percent more rows can be several times faster."""
+    weight = torch.ones(width, width, dtype=dtype)
+
+    def seconds(rows: Sequence[int]) -> float:
+        start = time.perf_counter()
+        for count in rows:
+            torch.ones(count, width, dtype=dtype) @ weight
+        return time.perf_counter() - start
+
+    filled = [-(-count // FILLED) * FILLED for count in counts]
+    seconds(filled)  # these come again and again in a run, so their kernels are there
+    return seconds(counts) / seconds(filled)
 
 
 def measure_peak(device: Device, size: int = 1024, seconds: float = 0.3) -> float:

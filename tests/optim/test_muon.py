@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fathom.optim.muon import FAST, Muon, orthogonalize
+from fathom.optim.muon import EXACT, FAST, Muon, coefficients, orthogonalize
 
 
 def matrix(*shape: int, seed: int = 0) -> Tensor:
@@ -33,6 +33,18 @@ def test_singular_values_of_the_fast_steps_alone_stay_between_0_68_and_1_13() ->
         x = a * x + b * x**3 + c * x**5
     assert 0.67 < x.min() < x.max() < 1.14
     assert x.max() - x.min() > 0.05
+
+
+def test_five_steps_are_nearly_as_orthogonal() -> None:
+    assert coefficients(10) == (FAST,) * 8 + (EXACT,) * 2
+    assert coefficients(5) == (FAST,) * 4 + (EXACT,)
+    values = torch.linalg.svdvals(orthogonalize(matrix(64, 96), steps=5).double())
+    assert 0.6 < values.min() < values.max() < 1.2
+    weight = torch.zeros(24, 60, requires_grad=True)
+    weight.grad = matrix(24, 60)
+    Muon([weight], lr=1.0, weight_decay=0.0, steps=5).step()
+    want = -orthogonalize(1.95 * matrix(24, 60), steps=5) * 60**0.5 * 0.18
+    torch.testing.assert_close(weight.detach(), want)
 
 
 @settings(max_examples=20, deadline=None)

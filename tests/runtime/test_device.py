@@ -54,6 +54,24 @@ def test_a_recorded_peak_is_used_again_only_where_it_was_measured(slow_peak: lis
     assert set_up(HardwareConfig(precision="bfloat16", accelerator="cpu"), recorded=facts).peak_source == "measured"
 
 
+@pytest.mark.parametrize(("cost", "deterministic", "wanted"), [(9.0, False, 64), (1.1, False, 1), (9.0, True, 1)])
+def test_rows_are_filled_up_where_that_is_faster(
+    cost: float, deterministic: bool, wanted: int, slow_peak: list[Device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rooms, "cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr(rooms, "new_rows_cost", lambda dtype: cost)
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda on: None)
+    config = HardwareConfig(precision="bfloat16", accelerator="cpu", deterministic=deterministic)
+    device = set_up(config)
+    assert device.row_multiple == wanted
+    assert set_up(config, recorded={**device.facts(), "row_multiple": 32}).row_multiple == 32
+    assert set_up(HardwareConfig(precision="float32", accelerator="cpu")).row_multiple == 1
+
+
+def test_the_cost_of_new_rows_is_a_ratio_of_times() -> None:
+    assert 0.01 < rooms.new_rows_cost(torch.float32, counts=(3, 5, 7), width=16) < 100
+
+
 @pytest.mark.parametrize(("fast", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_auto_is_bfloat16_only_where_it_is_fast(
     fast: bool, dtype: torch.dtype, slow_peak: list[Device], monkeypatch: pytest.MonkeyPatch
