@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python -m
 
-.PHONY: demo test check format setup setup-dev golden clean lint-containers judges
+.PHONY: demo test check format setup setup-dev golden clean lint-containers judges soak
 
 demo: setup  ## train a small DeepSeek-style model on real text, evaluate it, write a report
 	$(BIN)/fathom demo
@@ -25,6 +25,9 @@ golden: setup-dev  ## write the golden losses anew (say why in the commit)
 
 judges: setup-dev  ## serve a small run to other people's clients, fuzzers and load generators (needs PyPI and npm)
 	$(BIN)/python judges/run.py
+
+soak: setup-dev  ## 64 streams for three minutes against the demo's run: leaks, wrong answers, streams that do not end
+	$(BIN)/python judges/soak.py runs/demo
 
 lint-containers:  ## lint the Dockerfiles and compose files, with tools in an environment of their own; needs no engine
 	test -x build/lint/bin/yamllint || ($(PYTHON) -m venv build/lint && \

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,8 +17,8 @@ from fathom.cli.sampling import DeviceOption, DtypeOption, RunArgument
 if TYPE_CHECKING:
     from fathom.load import Run
     from fathom.serve.answers import ModelDetails
-    from fathom.serve.api import Service
-    from fathom.serve.engine import Engine
+    from fathom.serve.engine import Engine, EngineConfig
+    from fathom.serve.service import Service
 
 KEYS = "FATHOM_API_KEYS"
 Speculation = Literal["auto", "on", "off"]
@@ -68,64 +71,72 @@ def command(
 
     Example: fathom serve runs/demo --port 5000
     """
-    import json
-    import signal
     import time
 
     needed()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the server takes it: also as process 1
-    from fathom.load import load
     from fathom.log import log
     from fathom.serve import server
-    from fathom.serve.api import ServerConfig, create_app
-    from fathom.serve.engine import Engine, EngineConfig
+    from fathom.serve.engine import EngineConfig
+    from fathom.serve.service import ServerConfig
 
     config = ServerConfig(
-        api_keys=tuple(keys(api_key or [], api_key_file)),
-        requests_per_minute=rate_limit,
-        tokens_per_minute=token_rate_limit,
-        max_body=max_body,
-        max_prompt_tokens=max_prompt_tokens,
-        max_output_tokens=max_output_tokens,
-        timeout=timeout,
-        cors_origins=tuple(cors_origin or ()),
-    )
-    listener = server.bind(host, port)  # before the model is loaded, so that a port in use is told at once
+        api_keys=tuple(keys(api_key or [], api_key_file)), requests_per_minute=rate_limit,
+        tokens_per_minute=token_rate_limit, max_body=max_body, max_prompt_tokens=max_prompt_tokens,
+        max_output_tokens=max_output_tokens, timeout=timeout, cors_origins=tuple(cors_origin or ()),
+    )  # fmt: skip
+    knobs = EngineConfig(
+        max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens, block_size=block_size,
+        cache_tokens=cache_tokens, enable_prefix_caching=enable_prefix_caching, speculative=speculative,
+        max_num_queued=max_queue,
+    )  # fmt: skip
+    with interruptible():
+        listener = server.bind(host, port)  # before the model is loaded, so that a port in use is told at once
+        served, engine = made(run, device, dtype, quantization, served_model_name or [], knobs)
+        url, started = f"http://{shown(host)}:{listener.getsockname()[1]}", time.monotonic()
+        clean = server.run(
+            served, config, listener, grace=grace, log_accesses=access_log,
+            up=lambda: log.info("%s", greeting(url, served.names[0], bool(config.api_keys))),
+        )  # fmt: skip
+    stats = engine.stats()
+    log.info("%d prompt tokens, %d generated", stats.prompt_tokens, stats.generation_tokens)
+    if json_:
+        import json
+
+        counts = {"prompt_tokens": stats.prompt_tokens, "generation_tokens": stats.generation_tokens}
+        facts = {"url": url, "model": served.names[0], **counts, "seconds": time.monotonic() - started, "clean": clean}
+        print(json.dumps(facts))
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM is taken as Ctrl-C until the server takes both: as process 1 of a container, it would be lost."""
+    import signal
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def made(
+    run: str, device: str, dtype: str, quantization: str, names: list[str], knobs: EngineConfig
+) -> tuple[Service, Engine]:
+    """A run, opened and given an engine. UserErrors: as `load` has them; a name that is empty."""
+    from fathom.errors import ConfigError
+    from fathom.load import load
+    from fathom.serve.engine import Engine
+
+    if not all(name.strip() for name in names):
+        raise ConfigError("--served-model-name is empty; give a name, or leave it out for the folder's")
     opened = load(run, device, dtype)
     if quantization == "int8":
         from fathom.model.quantize import quantize_int8
 
-        quantize_int8(opened.model)
-    engine = Engine(
-        opened.model,
-        opened.tokenizer,
-        EngineConfig(
-            max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens, block_size=block_size,
-            cache_tokens=cache_tokens, enable_prefix_caching=enable_prefix_caching, speculative=speculative,
-            max_num_queued=max_queue,
-        ),
-    )  # fmt: skip
-    names = tuple(served_model_name or [opened.path.resolve().name])
-    app = create_app(service(opened, engine, names, None if quantization == "none" else quantization), config)
-    url = f"http://{shown(host)}:{listener.getsockname()[1]}"
-
-    def up() -> None:
-        log.info("%s", greeting(url, names[0], bool(config.api_keys)))
-
-    started = time.monotonic()
-    clean = server.run(app, listener, grace=grace, up=up, log_accesses=access_log)
-    stats = engine.stats()
-    log.info("%d prompt tokens, %d generated", stats.prompt_tokens, stats.generation_tokens)
-    if json_:
-        facts = {
-            "url": url,
-            "model": names[0],
-            "prompt_tokens": stats.prompt_tokens,
-            "generation_tokens": stats.generation_tokens,
-            "seconds": time.monotonic() - started,
-            "clean": clean,
-        }
-        print(json.dumps(facts))
+        opened = replace(opened, model=quantize_int8(opened.model))
+    engine = Engine(opened.model, opened.tokenizer, knobs)
+    known = None if quantization == "none" else quantization
+    return service(opened, engine, tuple(names or [opened.path.resolve().name]), known), engine
 
 
 def needed() -> None:
@@ -168,8 +179,8 @@ def keys(given: list[str], file: Path | None) -> list[str]:
 def service(run: Run, engine: Engine, names: tuple[str, ...], quantization: str | None) -> Service:
     """A run and its engine as what the API serves."""
     from fathom.load import is_exported
-    from fathom.serve.api import Service
     from fathom.serve.chat import template_of
+    from fathom.serve.service import Service
     from fathom.serve.worker import Worker
 
     size = run.model.config.vocab_size

@@ -11,9 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, TypeVar
 
 import orjson
@@ -21,11 +19,9 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.requests import Request
 from fastapi.responses import Response
-from pydantic import Field
 from starlette.exceptions import HTTPException
 
 from fathom.errors import RequestError
-from fathom.knobs import Knobs, Many
 from fathom.serve import answers
 from fathom.serve.bodies import (
     ChatBody,
@@ -36,76 +32,28 @@ from fathom.serve.bodies import (
     TokenizeChat,
     TokenizeText,
 )
-from fathom.serve.chat import ChatTemplate
-from fathom.serve.door import Door, Note, Receive, Scope, Send, note_of
-from fathom.serve.exchange import Call, Deliver, Exchange
+from fathom.serve.delivery import GONE, EventStream, watching
+from fathom.serve.door import Door, Note, note_of
+from fathom.serve.exchange import Call, Exchange
 from fathom.serve.failures import STATUS_TEXT, ApiError, bad, busy
 from fathom.serve.fields import Wire, read
+from fathom.serve.intake import aside, body_of, has
 from fathom.serve.limits import Keys, Rates
 from fathom.serve.metrics import Meters
 from fathom.serve.protocol import Asker, Bounds
 from fathom.serve.schema import document, errors, events, takes
+from fathom.serve.service import ServerConfig, Service
 from fathom.serve.spelling import Spelling
-from fathom.serve.stream import DONE, Answers, ChatStyle, CompletionStyle, Style, Wish, event, failure
-from fathom.serve.worker import Closed, QueueFull, Worker
-from fathom.tokenizer.tokenizer import Tokenizer
+from fathom.serve.stream import Answers, ChatStyle, CompletionStyle, Style, Wish, failure
+from fathom.serve.worker import Closed, QueueFull
 from fathom.version import __version__
 
-T = TypeVar("T")
 W = TypeVar("W", bound=Wire)
 
-LONG = 1 << 14  # a body of so many bytes is worth a thread
 TIMEOUT_HEADER = "x-request-timeout"
 BODIES = (CompletionBody, ChatBody, GenerateBody, TokenizeText, TokenizeChat, DetokenizeBody)
 UNKNOWN = (*BODIES, answers.ChatChunk)  # to FastAPI
-STREAMED = "text/event-stream"
-NO_STREAM_CACHE = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-
-
-class ServerConfig(Knobs):
-    """What the server allows."""
-
-    api_keys: Many[str] = ()
-    """Keys that callers must have; none: everybody may call."""
-    requests_per_minute: int | None = Field(default=None, gt=0)
-    """Of each key, or of each address where there are no keys; null: as many as they like."""
-    tokens_per_minute: int | None = Field(default=None, gt=0)
-    """Of prompts and answers together; null: as many as they like."""
-    max_body: int = Field(default=4 << 20, gt=0)
-    """Bytes of a request's body."""
-    body_timeout: float = Field(default=30.0, gt=0)
-    """Seconds in which a body has to come."""
-    max_prompt_tokens: int | None = Field(default=None, gt=0)
-    """Tokens of a prompt; null: as many as the window holds."""
-    max_output_tokens: int | None = Field(default=None, gt=0)
-    """Tokens of an answer; null: as many as the window holds."""
-    max_choices: int = Field(default=128, gt=0)
-    """Answers of one request: prompts times n."""
-    timeout: float = Field(default=600.0, gt=0)
-    """Seconds after which a request is given up; the header x-request-timeout asks for less."""
-    cors_origins: Many[str] = ()
-    """Origins of web pages that may call from a browser (`*`: all); none: no page may."""
-
-
-@dataclass(frozen=True)
-class Service:
-    """What is served.
-
-    names       of the model, the first of which is told; window, vocabulary: of the model, in tokens
-    details     what /v1/models tells about it
-    special     whether texts get the tokenizer's own special tokens, as a Hugging Face folder's do
-    worker      makes the worker, given whom to hand its news to
-    """
-
-    names: tuple[str, ...]
-    window: int
-    vocabulary: int
-    details: answers.ModelDetails
-    tokenizer: Tokenizer
-    chat: ChatTemplate
-    worker: Callable[[Deliver], Worker]
-    special: bool = False
-    created: int = field(default_factory=lambda: int(time.time()))
+TOLD_BYTES = 64  # a token of an answer, as `aside` counts
 
 
 class Api:
@@ -145,9 +93,8 @@ class Api:
         wish = self._wish(
             body, logprobs=body.logprobs is not None, echo=bool(body.echo), echoed=body.logprobs if body.echo else None
         )
-        style = CompletionStyle(
-            f"cmpl-{note.id}", name, self.fingerprint, self._spelling(body), wish, Answers(asked)
-        )  # fmt: skip
+        id, found = f"cmpl-{note.id}", Answers(asked)
+        style = CompletionStyle(id, name, self.fingerprint, self._spelling(body), wish, found)
         return await self._answer(request, style, bool(body.stream))
 
     async def conversation(self, request: Request) -> Response:
@@ -156,7 +103,8 @@ class Api:
         name, note = self._known(body.model), note_of(request.scope)
         asked = await aside(size, self.asker.conversation, body, note.id)
         wish = self._wish(body, logprobs=bool(body.logprobs))
-        style = ChatStyle(f"chatcmpl-{note.id}", name, self.fingerprint, self._spelling(body), wish, Answers(asked))
+        id, found = f"chatcmpl-{note.id}", Answers(asked)
+        style = ChatStyle(id, name, self.fingerprint, self._spelling(body), wish, found)
         return await self._answer(request, style, bool(body.stream))
 
     # --- ours
@@ -175,20 +123,22 @@ class Api:
 
     async def tokenize(self, request: Request) -> Response:
         """Text or messages -> token ids."""
-        raw = await self._raw(request)
+        raw = await body_of(request, self.config.max_body, self.config.body_timeout)
+        return json(await aside(len(raw), self._tokens, raw))
+
+    def _tokens(self, raw: bytes) -> dict[str, Any]:
         body: TokenizeText | TokenizeChat
         if has(raw, "messages"):
             body = read(TokenizeChat, raw)
-            work = partial(self.asker.messages, body.messages, body.add_generation_prompt)
+            self._known(body.model)
+            tokens = self.asker.messages(body.messages, body.add_generation_prompt)
         else:
             body = read(TokenizeText, raw)
+            self._known(body.model)
             special = self.service.special if body.add_special_tokens is None else body.add_special_tokens
-            work = partial(self.asker.text, body.prompt, special)
-        self._known(body.model)
-        tokens = await aside(len(raw), work)
+            tokens = self.asker.text(body.prompt, special)
         strings = [self.spelling.text(token) for token in tokens] if body.return_token_strs else None
-        return json({"count": len(tokens), "max_model_len": self.service.window, "tokens": tokens,
-                     "token_strs": strings})  # fmt: skip
+        return {"count": len(tokens), "max_model_len": self.service.window, "tokens": tokens, "token_strs": strings}
 
     async def detokenize(self, request: Request) -> Response:
         """Token ids -> text."""
@@ -237,37 +187,9 @@ class Api:
 
     # --- bodies
 
-    async def _raw(self, request: Request) -> bytes:
-        """ApiError: 408, 413, 415."""
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":
-            raise ApiError(415, f"The body is announced as {kind or 'nothing'}; send the header Content-Type: "
-                           "application/json.", code="unsupported_media_type")  # fmt: skip
-        announced = request.headers.get("content-length", "")
-        if announced.isdigit() and int(announced) > self.config.max_body:
-            raise self._too_large()
-        try:
-            return await asyncio.wait_for(self._gather(request), self.config.body_timeout)
-        except asyncio.TimeoutError:
-            raise ApiError(408, f"The body did not come within {self.config.body_timeout:g} s.", code="timeout",
-                           headers={"connection": "close"}) from None  # fmt: skip
-
-    async def _gather(self, request: Request) -> bytes:
-        parts, size = list[bytes](), 0
-        async for part in request.stream():
-            parts.append(part)
-            size += len(part)
-            if size > self.config.max_body:
-                raise self._too_large()
-        return b"".join(parts)
-
-    def _too_large(self) -> ApiError:
-        return ApiError(413, f"The body is larger than the {self.config.max_body} bytes that this server reads.",
-                        code="body_too_large", headers={"connection": "close"})  # fmt: skip
-
     async def _body(self, request: Request, model: type[W]) -> tuple[W, int]:
         """The checked body, and its bytes."""
-        raw = await self._raw(request)
+        raw = await body_of(request, self.config.max_body, self.config.body_timeout)
         return await aside(len(raw), read, model, raw), len(raw)
 
     def _known(self, name: str | None) -> str:
@@ -310,9 +232,8 @@ class Api:
         note = note_of(request.scope)
         seconds = min(self.config.timeout, asked_timeout(request.headers))
         try:
-            call = self.exchange.open(
-                found.asked.requests, streaming=streaming, deadline=time.monotonic() + seconds
-            )  # fmt: skip
+            deadline = time.monotonic() + seconds
+            call = self.exchange.open(found.asked.requests, streaming=streaming, deadline=deadline)
         except RequestError as error:
             raise bad(str(error)) from None
         except QueueFull as full:
@@ -381,56 +302,6 @@ class Api:
         note.finish = "disconnected" if gone else ",".join(dict.fromkeys(end.why for end in ends)) or None
 
 
-GONE = 499  # nginx's word for a client that hung up; nobody reads it but the log
-TOLD_BYTES = 64
-
-
-class EventStream(Response):
-    """Server-sent events from a call, until its end or the client's."""
-
-    def __init__(self, call: Call, style: Style, first: bytes, settle: Callable[[], None]) -> None:
-        super().__init__(media_type=STREAMED, headers=NO_STREAM_CACHE)
-        del self.headers["content-length"]
-        self.call, self.style, self.first, self.settle = call, style, first, settle
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        call, style, sent = self.call, self.style, self.first
-
-        async def write(body: bytes, more: bool = True) -> None:
-            await send({"type": "http.response.body", "body": body, "more_body": more})
-
-        try:
-            while True:
-                if sent:
-                    await write(sent)
-                news = await call.news()
-                if not news:
-                    break
-                sent = await asyncio.to_thread(style.chunks, news) if style.late else style.chunks(news)
-            await write(b"" if call.gone else style.last(), more=False)
-        except ApiError as error:
-            await write(event(error.body) + DONE, more=False)
-        finally:
-            self.settle()
-
-
-def watching(receive: Receive, call: Call) -> asyncio.Task[None]:
-    """A task that tells the call when the client hangs up."""
-
-    async def until_gone() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        call.hang_up()
-
-    return asyncio.create_task(until_gone())
-
-
-async def aside(size: int, work: Callable[..., T], *arguments: Any) -> T:
-    """Do work, in a thread if what it works on has many bytes."""
-    return work(*arguments) if size < LONG else await asyncio.to_thread(work, *arguments)
-
-
 def asked_timeout(headers: Mapping[str, str]) -> float:
     """Seconds that the caller gives. ApiError: no number above 0."""
     given = headers.get(TIMEOUT_HEADER)
@@ -441,15 +312,6 @@ def asked_timeout(headers: Mapping[str, str]) -> float:
         if seconds > 0:
             return seconds
     raise bad(f"{TIMEOUT_HEADER} is {given[:40]!r}; possible are seconds, above 0", TIMEOUT_HEADER)
-
-
-def has(raw: bytes, name: str) -> bool:
-    """Whether a body is an object with such a member."""
-    try:
-        found = orjson.loads(raw)
-    except ValueError:
-        return False
-    return isinstance(found, dict) and name in found
 
 
 def json(content: Any, status: int = 200) -> Response:

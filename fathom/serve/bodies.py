@@ -17,9 +17,11 @@ MANY = 128  # OpenAI's largest n
 STOPS = 16
 TOKEN = {"x-token": True}  # /openapi.json gives such a number the vocabulary's size as its bound
 PROMPT = {"x-prompt": True}  # such a list the window's
-OUTPUT = {"x-output": True}  # and such a number that of an answer's tokens, if the server has one
+OUTPUT = {"x-output": True}  # such a number that of an answer's tokens, if the server has one
+LEAST = {"x-least": True}  # and such a number what an answer may have at all
 
 Natural = Annotated[int, Field(ge=0), BeforeValidator(whole)]
+Least = Annotated[int, Field(ge=0, json_schema_extra=LEAST), BeforeValidator(whole)]
 Positive = Annotated[int, Field(ge=1), BeforeValidator(whole)]
 FromMinusOne = Annotated[int, Field(ge=-1), BeforeValidator(whole)]
 Length = Annotated[int, Field(ge=0, json_schema_extra=OUTPUT), BeforeValidator(whole)]
@@ -33,6 +35,8 @@ TokenIds = Annotated[Ids, Field(min_length=1, json_schema_extra=PROMPT)]
 Text = Annotated[str, Field(min_length=1, max_length=1000)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 BiasKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]
+BIASES = {"type": "object", "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100}}
+Biases = Annotated[dict[BiasKey, Bias], Field(max_length=1024), WithJsonSchema({**BIASES, "x-token-keys": True})]
 
 
 def _one_or_many(value: Any) -> str:
@@ -106,7 +110,7 @@ class Sampling(Wire):
     """Taken from the logit of tokens that the answer has. Default 0."""
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     """The same, times how often. Default 0."""
-    logit_bias: dict[BiasKey, Bias] | None = Field(default=None, max_length=1024)
+    logit_bias: Biases | None = None
     """Token id -> number added to its logit."""
     seed: Seed | None = None
     """Same seed, same text. Choice i of n has seed + i."""
@@ -118,7 +122,7 @@ class Sampling(Wire):
     """Tokens that end the answer (vLLM)."""
     ignore_eos: bool | None = None
     """Go on after the end-of-text token (vLLM)."""
-    min_tokens: Natural | None = None
+    min_tokens: Least | None = None
     """Nothing ends the answer before so many tokens (vLLM)."""
     prompt_logprobs: Likeliest | None = None
     """So many likeliest tokens at every place of the prompt (vLLM); not in streams."""
@@ -175,7 +179,7 @@ class CompletionBody(Sampling):
     prompt: Prompt | None
     """A text, texts, token ids or lists of token ids; null or "": a new document."""
     max_tokens: Length | None = None
-    """At most so many tokens; the window may hold fewer. 0 with echo: only the prompt. Default 16."""
+    """At most so many tokens; the window may hold fewer. 0 with echo: only the prompt. Default 16, or min_tokens."""
     logprobs: Likeliest | None = None
     """Log-probabilities of each token and of so many likeliest ones."""
     echo: bool | None = None

@@ -15,6 +15,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 import orjson
+from starlette.requests import ClientDisconnect
 
 from fathom.log import log
 from fathom.serve.failures import ApiError
@@ -28,8 +29,9 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 NOTE = "fathom.note"
-OPEN = frozenset({"/health", "/ready", "/", "/openapi.json"})  # they need no key
+OPEN = frozenset({"/health", "/ready", "/openapi.json"})  # they need no key
 FREE = OPEN | {"/metrics", "/v1/models"}  # they count against no rate
+METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
 SANE_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
 access_log = logging.getLogger("fathom.access")
 
@@ -105,6 +107,8 @@ class Door:
             await self.app(scope, receive, tell)
         except ApiError as error:
             await refuse(error, tell)
+        except ClientDisconnect:
+            pass  # in the middle of its body; there is nobody to be told
         except Exception:
             log.exception("request %s: %s %s failed", note.id, scope["method"], scope["path"])
             if note.status:
@@ -142,7 +146,8 @@ class Door:
         path = getattr(route, "path", None) or "other"
         status = note.status or 499  # nobody was there to be told
         note.status = status
-        self.meters.http.labels(scope["method"] if path != "other" else "other", path, str(status)).inc()
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        self.meters.http.labels(method, path, str(status)).inc()
         if access_log.isEnabledFor(logging.INFO):
             access_log.info(note.line(scope["method"], scope["path"]).decode())
 

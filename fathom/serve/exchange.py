@@ -2,9 +2,12 @@
 
     loop    call = exchange.open(requests)      worker.submit, one ticket a request
     thread  deliver(progress of a whole step)   -> one call_soon_threadsafe a step
-    loop    each Progress to its call           -> one wake-up a call and step
+    loop    each Progress to its call           -> a wake-up a call: at once for its first news and for ends, for the
+                                                   rest once in TOGETHER seconds at most
 
-A call that wants only whole answers is woken by ends alone.
+so that a fast model does not spend its time on sending single tokens (with a model of 1M parameters and 16 streams that
+cost a sixth of the engine's rate, together they cost a fifteenth). A call that wants only whole answers is woken by
+ends alone.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from fathom.serve.worker import Worker
 
 Deliver = Callable[[list[Progress]], None]
 News = list[tuple[int, Progress]]
+TOGETHER = 0.04  # seconds: 25 times in each, as often as a film shows a picture
 
 
 class Call:
@@ -28,22 +32,30 @@ class Call:
         self._exchange, self.streaming = exchange, streaming
         self.open: dict[int, int] = {}  # ticket -> choice
         self.gone = False  # the client hung up
+        self._spoke = False
         self._news: News = []
         self._bell = asyncio.Event()
 
-    def put(self, progress: Progress) -> None:
-        """Keep what became known, and wake whoever waits if it is of use to them now."""
+    def put(self, progress: Progress) -> bool:
+        """Keep what became known; whether it should be told at once."""
         self._news.append((self.open[progress.ticket], progress))
         if progress.end is not None:
             del self.open[progress.ticket]
-        if self.streaming or progress.end is not None:
-            self._bell.set()
+            return True
+        return self.streaming and not self._spoke
+
+    def ring(self) -> None:
+        """Wake whoever waits for news."""
+        self._spoke = True
+        self._bell.set()
 
     async def news(self) -> News:
         """What became known since the last time, in order; empty once everything has ended or the client has gone."""
-        while not self._news and self.open and not self.gone:
-            self._bell.clear()
+        while self.open:
             await self._bell.wait()
+            self._bell.clear()
+            if self._news:  # a late bell may ring for what was taken already
+                break
         news, self._news = self._news, []
         return [] if self.gone else news
 
@@ -72,6 +84,9 @@ class Exchange:
         self.draining = False
         self._calls: dict[int, Call] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._later: dict[Call, None] = {}  # calls with news that wait for others
+        self._ringing: asyncio.TimerHandle | None = None
+        self._rang = 0.0
 
     def start(self) -> None:
         """Begin; called in the event loop."""
@@ -120,4 +135,16 @@ class Exchange:
                 if self.ended is not None:
                     self.ended(each.end)
             if call is not None:
-                call.put(each)
+                if call.put(each):
+                    call.ring()
+                elif call.streaming:
+                    self._later[call] = None
+        if self._later and self._ringing is None:
+            loop = asyncio.get_running_loop()
+            self._ringing = loop.call_at(max(loop.time(), self._rang + TOGETHER), self._ring)
+
+    def _ring(self) -> None:
+        self._ringing, self._rang = None, asyncio.get_running_loop().time()
+        calls, self._later = self._later, {}
+        for call in calls:
+            call.ring()

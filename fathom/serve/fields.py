@@ -51,10 +51,8 @@ def wholes(values: Any) -> Any:
 
 @dataclass(frozen=True)
 class Neutral:
-    """A field that is known and not honoured: null and `values` pass, which change nothing; anything else is refused.
-
-    extra: takes a list or an object too, if it is empty.
-    """
+    """A field that is known and not honoured: null and `values` pass, which change nothing; anything else is refused,
+    and `why` is told."""
 
     why: str
     values: tuple[Any, ...] = ()

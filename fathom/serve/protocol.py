@@ -33,6 +33,11 @@ class Bounds:
     output: int | None = None
     choices: int = 128
 
+    @property
+    def ceiling(self) -> int:
+        """Tokens that an answer can have at all."""
+        return self.window if self.output is None else min(self.output, self.window)
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -69,7 +74,7 @@ class Asker:
             raise bad(said, "best_of", "unsupported_parameter")
         _common(body)
         special = self.special if body.add_special_tokens is None else body.add_special_tokens
-        most = self._length(body.max_tokens, "max_tokens", MAX_TOKENS)
+        most = self._length(body.max_tokens, "max_tokens", max(MAX_TOKENS, body.min_tokens or 0))
         params = self._params(body, most, logprobs=body.logprobs, echoed=body.logprobs if body.echo else None)
         ids, texts = list[list[int]](), list[str]()
         for prompt in _many(body.prompt):
@@ -120,11 +125,10 @@ class Asker:
         if text == self.tokenizer.bos and self.tokenizer.bos_id is not None:
             return [self.tokenizer.bos_id]
         try:
-            if special:
-                return self.tokenizer.backend.encode(text, add_special_tokens=True).ids
-            return self.tokenizer.encode(text)
+            plain = self.tokenizer.encode(text)
         except TokenizerError as error:
             raise bad(str(error), param) from None
+        return self.tokenizer.backend.encode(text, add_special_tokens=True).ids if special else plain
 
     def messages(self, messages: Sequence[MessageBody], add_generation_prompt: bool | None) -> list[int]:
         """The tokens of a conversation. ApiError: the template refuses it."""
@@ -172,9 +176,9 @@ class Asker:
         self, body: Sampling, most: int | None, logprobs: int | None, *,
         echoed: int | None = None, stops: tuple[str, ...] = (),
     ) -> SamplingParams:  # fmt: skip
-        least = body.min_tokens or 0
-        if most is not None and least > most:
-            raise bad(f"min_tokens is {least}, more than the {most} tokens that there may be at most", "min_tokens")
+        least, ceiling = body.min_tokens or 0, min(self.bounds.ceiling, self.bounds.ceiling if most is None else most)
+        if least > ceiling:
+            raise bad(f"min_tokens is {least}, more than the {ceiling} tokens that there may be at most", "min_tokens")
         own = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
         bias = {int(token): value for token, value in (body.logit_bias or {}).items()}
         for name, ids in (("logit_bias", bias), ("stop_token_ids", body.stop_token_ids or ())):

@@ -76,7 +76,27 @@ def _bound(node: Any, bounds: Bounds) -> None:
             node["maximum"] = bounds.vocabulary - 1
         if node.pop("x-output", None) and bounds.output is not None:
             node["maximum"] = bounds.output
+        if node.pop("x-least", None):
+            node["maximum"] = bounds.ceiling
         if node.pop("x-prompt", None):
             node["maxItems"] = min(bounds.window - 1, bounds.prompt or bounds.window)
+        if node.pop("x-token-keys", None):
+            node["maxProperties"] = 1024
+            node["patternProperties"] = {up_to(bounds.vocabulary - 1): node["additionalProperties"]}
+            node["additionalProperties"] = False
         for each in node.values():
             _bound(each, bounds)
+
+
+def up_to(largest: int) -> str:
+    """A pattern of the whole numbers from 0 to `largest`, written without leading zeros."""
+    digits = str(largest)
+    parts = ["0"] if largest else []
+    if len(digits) > 1:
+        parts.append(f"[1-9][0-9]{{0,{len(digits) - 2}}}")
+    for i, digit in enumerate(digits):
+        least = 1 if i == 0 else 0
+        if int(digit) > least:
+            rest = len(digits) - i - 1
+            parts.append(f"{digits[:i]}[{least}-{int(digit) - 1}]" + (f"[0-9]{{{rest}}}" if rest else ""))
+    return f"^({'|'.join([*parts, digits])})$"

@@ -15,6 +15,7 @@ import queue
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 
 import uvicorn
@@ -22,8 +23,9 @@ from fastapi import FastAPI
 
 from fathom.errors import ConfigError
 from fathom.log import log
-from fathom.serve.api import Api
+from fathom.serve.api import Api, create_app
 from fathom.serve.door import access_log
+from fathom.serve.service import ServerConfig, Service
 
 KEEP_ALIVE = 75  # seconds; longer than clients keep idle connections, so that none is closed under a request
 LAST_WORDS = 5.0  # seconds for what has ended to be sent
@@ -97,9 +99,11 @@ class Server(uvicorn.Server):
         if self._leaving is not None:
             log.warning("a second signal: leaving at once")
             self.should_exit = self.force_exit = True
+            threading.Thread(target=self.api.exchange.worker.stop, args=(0.0,), daemon=True).start()
             return
         running = self.api.exchange.calls
-        log.info("%s: %d requests may finish, for %g s", signal.Signals(number).name, running, self.grace)
+        name = signal.Signals(number).name
+        log.info("%s: %d requests may finish, for %g s; a second signal ends them", name, running, self.grace)
         self.api.exchange.draining = True
         self._leaving = asyncio.get_running_loop().create_task(self._drain())
 
@@ -115,7 +119,9 @@ class Server(uvicorn.Server):
 def accesses(on: bool) -> Iterator[None]:
     """Write the access log to stdout, from a thread of its own: a pipe that nobody reads must not stop the server."""
     if not on:
+        access_log.setLevel(logging.CRITICAL)
         yield
+        access_log.setLevel(logging.NOTSET)
         return
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
@@ -135,10 +141,16 @@ def accesses(on: bool) -> Iterator[None]:
 
 
 def run(
-    app: FastAPI, listener: socket.socket, *, grace: float, up: Callable[[], None], log_accesses: bool = True
+    service: Service,
+    config: ServerConfig,
+    listener: socket.socket,
+    *,
+    grace: float,
+    up: Callable[[], None],
+    log_accesses: bool = True,
 ) -> bool:
     """Serve until a signal comes, and what ran then has ended; whether all of it could finish."""
-    server = Server(app, grace, up)
+    server = Server(create_app(service, config), grace, up)
     with accesses(log_accesses), contextlib.closing(listener):
         server.run(sockets=[listener])
     return server.clean

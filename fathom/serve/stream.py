@@ -1,7 +1,8 @@
 """Answers on their way out: what the engine tells -> OpenAI's objects, whole or as server-sent events.
 
-A `Part` is what one choice adds; the whole answer is one part, a stream many. Dictionaries are written as they stand:
-this runs for every token of every stream, so nothing is validated here (tests hold it to `answers.py`).
+A part is what one choice adds; the whole answer is one part, a stream many. Dictionaries are written as they stand:
+this runs for every token of every stream, so nothing is validated here (tests hold it to `answers.py`). Where only the
+text differs from one chunk to the next, the bytes around it are kept (`quick`, whose slow twin is `part`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from fathom.serve.protocol import Asked
 from fathom.serve.spelling import Spelling
 
 DONE = b"data: [DONE]\n\n"
+PLACE = "\0text\0"  # stands for a chunk's text while the bytes around it are made
 Object = dict[str, Any]
 
 
@@ -43,6 +45,11 @@ class Wish:
     usage: bool = False
     continuous: bool = False
 
+    @property
+    def plain(self) -> bool:
+        """Whether a chunk in the middle of a stream tells its text alone."""
+        return not (self.logprobs or self.routing or self.token_ids or self.continuous)
+
 
 @dataclass
 class Choice:
@@ -52,6 +59,7 @@ class Choice:
     told    characters that went out; held: tokens that wait for the end
     tokens  of the answer
     begun   a chunk of it went out
+    around  the bytes before and after the text of a chunk that tells nothing else
     """
 
     index: int
@@ -60,6 +68,7 @@ class Choice:
     told: int = 0
     tokens: int = 0
     begun: bool = False
+    around: tuple[bytes, bytes] | None = None
     held: list[TokenOutput] = field(default_factory=list)
     end: End | None = None
 
@@ -202,6 +211,10 @@ class Style:
     def chunks(self, news: News) -> bytes:
         """Events for everything that became known; ApiError: an answer failed. Progress of the same choice that came
         together is told together."""
+        if len(news) == 1 and self.wish.plain and not self.answers.asked.silent:
+            (index, progress), choice = news[0], self.answers.choices[news[0][0]]
+            if choice.begun and progress.end is None:
+                return self.quick(choice, progress.outputs)
         found: dict[int, list[TokenOutput]] = {}
         ends: dict[int, End] = {}
         for index, progress in news:
@@ -224,6 +237,20 @@ class Style:
                 sent += self.first(choice) + self.chunk(choice, part)
                 choice.begun = True
         return sent
+
+    def quick(self, choice: Choice, outputs: Sequence[TokenOutput]) -> bytes:
+        """A chunk in the middle of a plain stream."""
+        choice.tokens += len(outputs)
+        text = outputs[0].text if len(outputs) == 1 else "".join([o.text for o in outputs])
+        if not text:
+            return b""
+        if choice.around is None:
+            blank = self.part(Choice(choice.index, choice.request, begun=True), [TokenOutput(0, PLACE)], None)
+            assert blank is not None
+            before, _, after = self.chunk(choice, blank).partition(orjson.dumps(PLACE))
+            choice.around = before, after
+        before, after = choice.around
+        return before + orjson.dumps(text) + after
 
     @property
     def late(self) -> bool:

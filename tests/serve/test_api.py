@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from served import NAME, VOCABULARY, WINDOW, Served, served
 from fathom.generate.request import Completion, Request, SamplingParams
 from fathom.serve import answers
 from fathom.serve.bodies import CompletionBody
+from fathom.serve.schema import up_to
 
 GREEDY = {"temperature": 0, "ignore_eos": True}
 HI = [{"role": "user", "content": "hi"}]
@@ -446,6 +448,13 @@ def test_the_document_is_typed(server: Served) -> None:
     everything = set(found["components"]["schemas"])
     used = {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}
     assert used <= everything
+
+
+@pytest.mark.parametrize("largest", [0, 1, 7, 9, 10, 11, 99, 100, 109, 262, 999, 1023, 1100])
+def test_numbers_up_to_a_bound_as_a_pattern(largest: int) -> None:
+    pattern = re.compile(up_to(largest))
+    assert [n for n in range(3000) if pattern.match(str(n))] == list(range(largest + 1))
+    assert not any(pattern.match(text) for text in ("", "-1", "01", "00", "1.0", "x"))
 
 
 def test_no_page_loads_from_elsewhere(server: Served) -> None:

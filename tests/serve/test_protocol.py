@@ -134,7 +134,9 @@ def test_mistakes_are_named(model: type[Wire], fields: dict[str, Any], param: st
         (completion, {"best_of": 2}, "best_of"),
         (completion, {"stream_options": {}}, "stream_options"),
         (completion, {"stream": True, "prompt_logprobs": 1}, "prompt_logprobs"),
-        (completion, {"min_tokens": 17}, "min_tokens"),
+        (completion, {"min_tokens": 17, "max_tokens": 16}, "min_tokens"),
+        (completion, {"min_tokens": 65, "max_tokens": 99}, "min_tokens"),
+        (chat, {"min_tokens": 65}, "min_tokens"),
         (completion, {"prompt": [263]}, "prompt"),
         (completion, {"prompt": "x" * 64}, "prompt"),
         (completion, {"stop_token_ids": [263]}, "stop_token_ids"),
@@ -159,6 +161,11 @@ def test_what_fields_say_about_each_other(act: Any, fields: dict[str, Any], para
 )
 def test_the_servers_own_bounds(bounds: dict[str, Any], fields: dict[str, Any], param: str) -> None:
     assert refused(completion, bounds, **fields).param == param
+
+
+def test_the_default_length_makes_room_for_min_tokens() -> None:
+    params = completion(min_tokens=20).requests[0].params
+    assert (params.min_tokens, params.max_tokens) == (20, 20)
 
 
 def test_defaults_keep_to_the_servers_own_bounds() -> None:
