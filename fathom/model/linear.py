@@ -35,16 +35,16 @@ def is_plain(x: Tensor) -> bool:
     )
 
 
-def turns(rows: int, weight: Tensor) -> bool:
-    """Whether W x^T is faster than x W^T."""
-    return 1 < rows <= MOST and weight.numel() >= (LEAST if torch.get_num_threads() > 1 else LEAST_ALONE)
+def turns(rows: int, size: int) -> bool:
+    """Whether W x^T is faster than x W^T, for W of so many elements."""
+    return 1 < rows <= MOST and size >= (LEAST if torch.get_num_threads() > 1 else LEAST_ALONE)
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
     """x (..., K), weight (N, K) of one dtype -> x W^T (..., N)."""
     width = x.shape[-1]
     rows = x.numel() // width
-    if not turns(rows, weight) or not is_plain(x):
+    if not turns(rows, weight.numel()) or not is_plain(x):
         return F.linear(x, weight)
     turned = torch.mm(weight, x.reshape(rows, width).t())
     return turned.t().contiguous().view(*x.shape[:-1], weight.shape[0])

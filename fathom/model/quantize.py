@@ -219,7 +219,7 @@ class Packed:
     def product(self, x: Tensor) -> Tensor:
         """x (m, K) float32 -> x q^T (m, N) float32."""
         step = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True).add_(1e-30).mul_(1 / 63)
-        in_steps = x / step
+        in_steps = (x / step).nan_to_num_(0.0)  # a row with NaN or inf comes out as NaN by its step, and alone
         first = in_steps.round()
         second = in_steps.sub_(first).mul_(126)
         edges = self._edges.expand(x.shape[0], -1)
@@ -254,7 +254,7 @@ def quantize_int8(model: Transformer) -> Transformer:
     if device.type != "cpu":
         raise UserError(f"int8 weights are for a CPU, and the model is on {device}; load it with device cpu.")
     _replace(model, tied=model.lm_head is None)
-    return model
+    return model.requires_grad_(False)
 
 
 def _replace(parent: nn.Module, tied: bool) -> None:

@@ -24,6 +24,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fathom.knobs import Knobs
+from fathom.model.linear import is_plain
 
 
 class YarnConfig(Knobs):
@@ -79,10 +80,10 @@ def inverse_frequencies(rotary_dim: int, theta: float, scaling: YarnConfig | Non
 
 
 def are_pairs(x: Tensor) -> bool:
-    """Whether float32 neighbours lie in memory as complex numbers do."""
+    """Whether neighbours lie in memory as complex numbers do."""
     *outer, last = x.stride()
     odd = x.storage_offset() % 2 or any(stride % 2 for stride in outer)
-    return last == 1 and not odd and x.dtype == torch.float32 and not torch.compiler.is_compiling()
+    return last == 1 and not odd
 
 
 class Rope:
@@ -114,7 +115,7 @@ class Rope:
 
     def turn(self, x: Tensor) -> Tensor:
         """x (B, T, N, R) with every neighbouring pair turned, in the dtype of x."""
-        if not torch.is_grad_enabled() and are_pairs(x):
+        if is_plain(x) and are_pairs(x):
             pairs = torch.view_as_complex(x.view(*x.shape[:-1], -1, 2))
             return torch.view_as_real(pairs * self.spin).flatten(-2)
         return self.turn_plain(x)

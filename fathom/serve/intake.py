@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import orjson
 from fastapi.requests import Request
+from starlette.requests import ClientDisconnect
 
 from fathom.serve.failures import ApiError
 
@@ -26,36 +28,32 @@ async def body_of(request: Request, most: int, seconds: float) -> bytes:
         said = f"The body is announced as {kind or 'nothing'}; send the header Content-Type: application/json."
         raise ApiError(415, said, code="unsupported_media_type")
     announced = request.headers.get("content-length", "")
-    parts, size = list[bytes](), 0
+    parts, size, whole = list[bytes](), 0, False
 
-    async def gather() -> None:
-        nonlocal size
-        async for part in request.stream():
+    async def gather(least: float) -> None:
+        """Read on until everything is there, or more than `least` bytes."""
+        nonlocal size, whole
+        while not whole and size <= least:
+            message = await request.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            part, whole = message.get("body", b""), not message.get("more_body", False)
             size += len(part)
-            if size > most:
-                return
-            parts.append(part)
+            if size <= most:
+                parts.append(part)
 
     try:
         if not (announced.isdigit() and int(announced) > most):
-            await asyncio.wait_for(gather(), seconds)
+            await asyncio.wait_for(gather(most), seconds)
             if size <= most:
                 return b"".join(parts)
     except asyncio.TimeoutError:
         said = f"The body did not come within {seconds:g} s."
         raise ApiError(408, said, code="timeout", headers=CLOSE) from None
-    await _pass_over(request)
-    raise ApiError(413, f"The body is larger than the {most} bytes that are read here.", code="body_too_large",
-                   headers=CLOSE)  # fmt: skip
-
-
-async def _pass_over(request: Request) -> None:
-    async def rest() -> None:
-        while (message := await request.receive())["type"] == "http.request" and message.get("more_body"):
-            pass
-
     with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(rest(), PATIENCE)
+        await asyncio.wait_for(gather(math.inf), PATIENCE)
+    said = f"The body is larger than the {most} bytes that are read here."
+    raise ApiError(413, said, code="body_too_large", headers=CLOSE)
 
 
 async def aside(size: int, work: Callable[..., T], *arguments: Any) -> T:

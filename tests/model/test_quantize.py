@@ -97,6 +97,10 @@ def test_a_packed_product_is_right_to_13_bits(rows: int, width: int, height: int
     most = x.abs().amax(-1, keepdim=True) / 15_000 * q.double().abs().sum(-1)  # each number of a row off by the most
     assert ((y - x.double() @ q.double().T).abs() <= most + 1e-3).all()
     assert torch.equal(packed.product(x[:1]), y[:1])  # rows do not touch each other
+    x[0, -1] = torch.nan
+    broken = packed.product(x)
+    assert not broken[0].isfinite().any()
+    assert torch.equal(broken[1:], y[1:])
 
 
 @needs_fbgemm
@@ -160,6 +164,7 @@ def test_every_matrix_is_in_int8(attention: str, moe: str, tied: bool) -> None:
     with torch.no_grad():
         want = {rows: model(tokens.repeat(rows, 1)) for rows in (1, 3)}
     assert quantize_int8(model) is model
+    assert not any(weight.requires_grad for weight in model.parameters())
     left = {name.split(".", 2)[-1] for name, _ in model.named_parameters() if "norm" not in name}
     assert {name.rsplit(".", 2)[-2] for name in left} <= {"kv_b_proj", "gate"}
     kinds = {type(module) for module in model.modules() if isinstance(module, Int8)}

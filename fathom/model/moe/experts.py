@@ -47,7 +47,9 @@ class Experts(nn.Module):
 
     def visits(self, x: Tensor) -> bool:
         """Whether `visit` is the faster way for tokens x (n, D)."""
-        return is_plain(x) and (x.shape[0] == 1 or turns(x.shape[0], self.gate_up_proj[0]))
+        return is_plain(x) and (
+            x.shape[0] == 1 or turns(x.shape[0], self.gate_up_proj.numel() // len(self.gate_up_proj))
+        )
 
     def visit(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """x (n, D), chosen (n, K) int64, weights (n, K) float32 -> (n, D), a token's K outputs weighted and added."""
