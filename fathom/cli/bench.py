@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 PRESET = "bench-129m.yaml"
 
-app = typer.Typer(help="Measure Fathom beside its peers: in turns, in one run, as ratios.", no_args_is_help=True)
+HELP = """Measure Fathom beside its peers: in turns, in one run, as ratios.
+
+Example: fathom bench decode --quick"""
+
+app = typer.Typer(help=HELP, no_args_is_help=True)
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="section.key=value ..., laid over the YAML file.", metavar="[KEY=VALUE]...")

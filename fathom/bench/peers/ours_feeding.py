@@ -53,7 +53,9 @@ class Feeder:
         start, tokens = time.perf_counter(), 0
         for batch in islice(self.loader, self.job["batches"]):
             tokens += batch.tokens.numel()
-        return self._told(start, tokens, ())
+        told = self._told(start, tokens, ())
+        self.loader.close()  # the next turn begins with nothing made ahead
+        return told
 
     def _told(self, start: float, tokens: int, texts: Any) -> dict[str, float]:
         seconds = time.perf_counter() - start
