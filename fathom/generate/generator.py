@@ -14,11 +14,11 @@ from torch import Tensor
 from fathom.errors import RequestError
 from fathom.generate.answer import Answer
 from fathom.generate.cache import Cache, caches_for
-from fathom.generate.passage import Passage, scores
+from fathom.generate.passage import routing_at, scores
 from fathom.generate.request import Completion, LayerRouting, Request, SamplingParams, TokenOutput
 from fathom.generate.sampling import choose
 from fathom.model.precision import compute_dtype
-from fathom.model.transformer import Transformer
+from fathom.model.transformer import Transformer, Trunk
 from fathom.tokenizer.tokenizer import Tokenizer
 
 PREFILL_CHUNK = 512
@@ -66,7 +66,7 @@ class Generator:
                 return
             passage = self.read([output.token], caches)[-1]
 
-    def begun(self, answer: Answer, caches: Sequence[Cache]) -> list[Passage]:
+    def begun(self, answer: Answer, caches: Sequence[Cache]) -> list[Trunk]:
         """The prompt read, in chunks, and scored if that was asked."""
         prompt, count = answer.request.prompt_ids, answer.request.params.prompt_logprobs
         passages = self.read(prompt, caches)
@@ -80,9 +80,9 @@ class Generator:
         return passages
 
     @staticmethod
-    def routing(answer: Answer, passage: Passage, place: int) -> tuple[LayerRouting, ...]:
+    def routing(answer: Answer, passage: Trunk, place: int) -> tuple[LayerRouting, ...]:
         """Of a place, if it was asked."""
-        return passage.routing(0, place) if answer.request.routing else ()
+        return routing_at(passage, 0, place) if answer.request.routing else ()
 
     def stream(self, request: Request) -> Iterator[TokenOutput]:
         """The answer as it comes."""
@@ -111,10 +111,10 @@ class Generator:
         return caches_for(self.model.config, layers, 1, capacity, compute_dtype(weight), weight.device)
 
     @torch.inference_mode()
-    def read(self, tokens: Sequence[int], caches: Sequence[Cache]) -> list[Passage]:
+    def read(self, tokens: Sequence[int], caches: Sequence[Cache]) -> list[Trunk]:
         """Run the trunk over new tokens (T), in chunks."""
         row = torch.tensor(tokens, device=self.model.embed_tokens.weight.device).unsqueeze(0)
-        return [Passage(*self.model.trunk(part, caches=caches)) for part in row.split(self.prefill_chunk, 1)]
+        return [self.model.trunk(part, caches=caches) for part in row.split(self.prefill_chunk, 1)]
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:

@@ -1,32 +1,24 @@
-"""What one reading of some tokens gave: hidden states, and where the MoE layers sent each token."""
+"""What a pass tells about tokens beside the next one: where the MoE layers sent them, and how likely they were."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fathom.generate.request import LayerRouting, Score
-from fathom.model.moe.balance import RoutingReport
+from fathom.model.transformer import Trunk
 
 
-@dataclass(frozen=True)
-class Passage:
-    """hidden (B, T, D) after the final norm; reports: one a MoE layer, of the same B rows and T places."""
-
-    hidden: Tensor
-    reports: tuple[RoutingReport, ...]
-
-    def routing(self, row: int, place: int) -> tuple[LayerRouting, ...]:
-        """Where one token went, heaviest expert first."""
-        found = []
-        for report in self.reports:
-            weights, order = report.weights[row, place].sort(descending=True, stable=True)
-            experts = report.experts[row, place][order]
-            found.append(LayerRouting(report.layer, tuple(experts.tolist()), tuple(weights.tolist())))
-        return tuple(found)
+def routing_at(trunk: Trunk, row: int, place: int) -> tuple[LayerRouting, ...]:
+    """Where one token of a pass went, heaviest expert first."""
+    found = []
+    for report in trunk.routing:
+        weights, order = report.weights[row, place].sort(descending=True, stable=True)
+        experts = report.experts[row, place][order]
+        found.append(LayerRouting(report.layer, tuple(experts.tolist()), tuple(weights.tolist())))
+    return tuple(found)
 
 
 def scores(logits: Tensor, tokens: Sequence[int], count: int) -> list[Score]:

@@ -27,10 +27,9 @@ from fathom.errors import RequestError
 from fathom.generate.answer import Answer
 from fathom.generate.cache import Cache
 from fathom.generate.generator import PREFILL_CHUNK, Generator
-from fathom.generate.passage import Passage
 from fathom.generate.request import TokenOutput
 from fathom.generate.sampling import Turn, choose
-from fathom.model.transformer import Transformer
+from fathom.model.transformer import Transformer, Trunk
 from fathom.tokenizer.tokenizer import Tokenizer
 
 
@@ -67,19 +66,23 @@ class SpeculativeGenerator(Generator):
             drafts = drafter.drafts(answer)
             base, kept = caches[0].length, 0
             passages = self.read([output.token, *drafts], caches)
-            for output in self._judged(answer, drafts, passages):
+            hidden = torch.cat([passage.hidden for passage in passages], 1)
+            for output in self._judged(answer, drafts, passages, self.logits(hidden[0])):
                 kept += 1
                 yield output
             for cache in caches:
                 cache.rewind(base + kept)
-            drafter.see(torch.cat([passage.hidden for passage in passages], 1)[:, :kept])
+            drafter.see(hidden[:, :kept])
 
-    def _judged(self, answer: Answer, drafts: Sequence[int], passages: Sequence[Passage]) -> Iterator[TokenOutput]:
-        """Take accepted drafts and the token after them; passages over the last token and m drafts."""
+    def _judged(
+        self, answer: Answer, drafts: Sequence[int], passages: Sequence[Trunk], logits: Tensor
+    ) -> Iterator[TokenOutput]:
+        """Take accepted drafts and the token after them; passages over the last token and m drafts, and their logits
+        (m + 1, V)."""
         answer.drafted += len(drafts)
         places = [(passage, place) for passage in passages for place in range(passage.hidden.shape[1])]
-        for (passage, place), draft in zip(places, [*drafts, None], strict=True):
-            choice = choose(self.logits(passage.hidden[0, place]), answer.turn)
+        for (passage, place), row, draft in zip(places, logits, [*drafts, None], strict=True):
+            choice = choose(row, answer.turn)
             accepted = choice.token == draft
             answer.accepted += accepted
             yield answer.take(choice, self.routing(answer, passage, place), accepted)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fathom.generate.sampling import Turn, choose_batch
 from fathom.model.transformer import Transformer
-from fathom.serve.paged_cache import Pages, Rows
+from fathom.serve.paged_cache import Pages
 from fathom.serve.scheduler import Sequence as Row
 
 HELD = 512  # a sequence that has gone so many tokens without drafting gives it up
@@ -111,15 +111,13 @@ class Drafter:
     ) -> Tensor:
         """Run a depth over the places from its end up to `ends`; texts: the tokens `depth` ahead; beyond: hidden states
         after those held. (B, T, D)."""
-        device = self.model.embed_tokens.weight.device
         starts = [row.drafts.ends[depth - 1] for row in rows]
         counts = [end - start for start, end in zip(starts, ends, strict=True)]
-        batch = Rows([row.blocks for row in rows], starts, counts, self.pages.size, self.pages.blocks, device)
+        batch = self.pages.rows([row.blocks for row in rows], starts, counts)
         held = [[*row.drafts.held[depth - 1], *([] if b is None else [b])] for row, b in zip(rows, beyond, strict=True)]
         hidden = torch.stack([_padded(parts, n, batch.new) for parts, n in zip(held, counts, strict=True)])
-        ahead = torch.tensor([[*text, *[0] * (batch.new - len(text))] for text in texts], device=device)
         (cache,) = self.pages.view([self.first + depth - 1], batch)
-        out, _ = self.model.look_ahead(depth, hidden, ahead, batch.places, None, cache, batch.real)
+        out, _ = self.model.look_ahead(depth, hidden, batch.tokens(texts), batch.places, None, cache, batch.real)
         return out
 
     def _keep(self, row: Row, depth: int, hidden: Tensor, end: int) -> None:

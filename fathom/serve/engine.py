@@ -20,6 +20,7 @@ from pydantic import Field
 
 from fathom.errors import RequestError
 from fathom.generate.answer import Answer
+from fathom.generate.passage import routing_at
 from fathom.generate.request import Completion, Request, TokenOutput
 from fathom.knobs import Knobs
 from fathom.model.cost import Cost
@@ -262,7 +263,7 @@ class Engine:
         for n, choice in enumerate(step.choices):
             right = n < len(step.drafts) and choice.token == step.drafts[n]
             asked = answer.request.routing
-            routing = step.passage.routing(step.row, step.place + n) if asked else ()
+            routing = routing_at(step.passage, step.row, step.place + n) if asked else ()
             outputs.append(answer.take(choice, routing, right))
             if not right or answer.finished:
                 break

@@ -40,6 +40,10 @@ class Pages:
         """Of all blocks that can be taken."""
         return sum(layer[:-1].numel() * layer.element_size() for layer in self.layers)
 
+    def rows(self, tables: Sequence[Sequence[int]], starts: Sequence[int], counts: Sequence[int]) -> Rows:
+        """A pass over rows of these blocks."""
+        return Rows(tables, starts, counts, self.size, self.blocks, self.layers[0].device)
+
     def view(self, layers: Sequence[int], rows: Rows) -> list[PagedLayer]:
         """What the model is handed for a pass: a cache a layer."""
         return [PagedLayer(self.layers[i], self.widths, rows) for i in layers]
@@ -70,6 +74,10 @@ class Rows:
     def seen(self) -> int:
         """S: the most tokens that a row has with its new ones."""
         return max(start + count for start, count in zip(self.starts, self.counts, strict=True))
+
+    def tokens(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        """Each row's new tokens as (B, T), 0 at padding."""
+        return torch.tensor([[*text, *[0] * (self.new - len(text))] for text in texts], device=self.device)
 
     @cached_property
     def real(self) -> Tensor | None:

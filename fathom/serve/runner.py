@@ -6,17 +6,18 @@ so that little of a pass is padding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fathom.generate.passage import Passage, scores
+from fathom.generate.passage import scores
 from fathom.generate.sampling import Choice, choose_batch
-from fathom.model.transformer import Transformer
+from fathom.model.transformer import Transformer, Trunk
 from fathom.serve.drafting import Drafter
-from fathom.serve.paged_cache import Pages, Rows
+from fathom.serve.paged_cache import Pages
 from fathom.serve.scheduler import Share
 
 PADDING = 0.25  # the largest part of a pass over prompts that may be padding
@@ -29,7 +30,7 @@ class Step(NamedTuple):
     share: Share
     choices: list[Choice]
     drafts: list[int]
-    passage: Passage
+    passage: Trunk
     row: int
     place: int
 
@@ -51,12 +52,11 @@ class Runner:
         short = [share for share in shares if share.decoding]
         if short:
             drafts = self._drafts(short)
-            for passage, part in self._passes(short, drafts):
-                steps += self._choose(part, drafts, passage)
+            steps += self._choose(short, drafts, self._pass(short, drafts))
         for group in _groups([share for share in shares if not share.decoding]):
-            for passage, part in self._passes(group, {}):
-                self._score(part, passage)
-                steps += self._choose([share for share in part if share.reaches_end], {}, passage, part)
+            passage = self._pass(group, {})
+            self._score(group, passage)
+            steps += self._choose(group, {}, passage)
         return steps
 
     def _drafts(self, shares: Sequence[Share]) -> dict[int, list[int]]:
@@ -67,55 +67,39 @@ class Runner:
         found = self.drafter.propose([share.sequence for share in some], [share.drafts for share in some])
         return {share.sequence.ticket: drafts for share, drafts in zip(some, found, strict=True)}
 
-    def _passes(
-        self, shares: Sequence[Share], drafts: dict[int, list[int]]
-    ) -> Iterator[tuple[Passage, Sequence[Share]]]:
-        """One pass over the shares, with their drafts."""
+    def _pass(self, shares: Sequence[Share], drafts: dict[int, list[int]]) -> Trunk:
+        """One pass over the shares, a row each, with their drafts."""
         texts = [[*s.sequence.tokens(s.start, s.start + s.count), *drafts.get(s.sequence.ticket, ())] for s in shares]
-        batch = Rows(
-            [share.sequence.blocks for share in shares],
-            [share.start for share in shares],
-            [len(text) for text in texts],
-            self.pages.size,
-            self.pages.blocks,
-            self.device,
-        )
-        tokens = torch.tensor([[*text, *[0] * (batch.new - len(text))] for text in texts], device=self.device)
+        starts, counts = [share.start for share in shares], [len(text) for text in texts]
+        batch = self.pages.rows([share.sequence.blocks for share in shares], starts, counts)
         caches = self.pages.view(self.layers, batch)
-        passage = Passage(*self.model.trunk(tokens, batch.places, caches=caches, real=batch.real))
-        for report in passage.reports:
+        passage = self.model.trunk(batch.tokens(texts), batch.places, caches=caches, real=batch.real)
+        for report in passage.routing:
             known = self.experts.get(report.layer)
             self.experts[report.layer] = report.counts.clone() if known is None else known.add_(report.counts)
-        yield passage, shares
+        return passage
 
-    def _choose(
-        self,
-        shares: Sequence[Share],
-        drafts: dict[int, list[int]],
-        passage: Passage,
-        rows: Sequence[Share] | None = None,
-    ) -> list[Step]:
-        """The tokens after the last of each share, and after each of its drafts. rows: the passage's, if not shares."""
-        if not shares:
+    def _choose(self, shares: Sequence[Share], drafts: dict[int, list[int]], passage: Trunk) -> list[Step]:
+        """The tokens after the last of each share that reached the end of its text, and after each of its drafts."""
+        ready = [(row, share, drafts.get(share.sequence.ticket, [])) for row, share in enumerate(shares)]
+        ready = [(row, share, mine) for row, share, mine in ready if share.reaches_end]
+        if not ready:
             return []
-        where = {id(share): row for row, share in enumerate(rows or shares)}
-        turns, at, proposed = [], [], []
-        for share in shares:
-            mine = drafts.get(share.sequence.ticket, [])
-            proposed.append(mine)
+        turns, at = [], []
+        for row, share, mine in ready:
             turn = share.sequence.answer.turn
             for n in range(len(mine) + 1):
                 turns.append(turn._replace(output=[*turn.output, *mine[:n]]) if n else turn)
-                at.append((where[id(share)], share.count - 1 + n))
+                at.append((row, share.count - 1 + n))
         index = torch.tensor(at, device=self.device)
         hidden = passage.hidden[index[:, 0], index[:, 1]]
         choices = iter(choose_batch(self.model.logits(hidden), turns))
         return [
-            Step(share, [next(choices) for _ in range(len(mine) + 1)], mine, passage, where[id(share)], share.count - 1)
-            for share, mine in zip(shares, proposed, strict=True)
+            Step(share, list(islice(choices, len(mine) + 1)), mine, passage, row, share.count - 1)
+            for row, share, mine in ready
         ]
 
-    def _score(self, shares: Sequence[Share], passage: Passage) -> None:
+    def _score(self, shares: Sequence[Share], passage: Trunk) -> None:
         """Fill in how likely the tokens of prompts were, where that was asked; hand hidden states to the drafter."""
         for row, share in enumerate(shares):
             answer, start = share.sequence.answer, share.start

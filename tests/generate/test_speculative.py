@@ -5,24 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny_models import ATTENTIONS, MOES
-from tiny_text import PROMPT, ask, letters, ready
+from tiny_text import PROMPT, ask, eager_to_please, letters, ready
 
 from fathom.errors import RequestError
 from fathom.generate.generator import Generator
 from fathom.generate.speculative import Drafter, SpeculativeGenerator
-from fathom.model.transformer import Transformer
-
-
-def eager_to_please(depths: int, moe: str = "v3", attention: str = "mla_low_rank") -> Transformer:
-    """A model whose MTP depths are often right: what stands next to each other has a say in what follows, in all."""
-    model = ready(attention, moe, depths, tie_word_embeddings=True)
-    with torch.no_grad():
-        for layer in (*model.layers, *(m.block for m in model.mtp)):
-            layer.self_attn.o_proj.weight.mul_(0.1)
-        for mtp in model.mtp:
-            mtp.eh_proj.weight.copy_(torch.cat((torch.eye(20), torch.zeros(20, 20)), 1))
-        model.embed_tokens.weight.mul_(2)
-    return model
 
 
 @pytest.mark.parametrize(("attention", "moe"), [(a, m) for a in ATTENTIONS for m in MOES])

@@ -6,6 +6,7 @@ import json
 import logging
 import threading
 import time
+from http.client import HTTPConnection
 from typing import Any
 
 import pytest
@@ -33,6 +34,17 @@ class Background:
         self.thread.join(timeout=20)
         assert self.reply is not None, "no answer came"
         return self.reply
+
+
+def half_a_body(server: Served) -> HTTPConnection:
+    """A request of which one byte of ten has come."""
+    connection = server.connect()
+    connection.putrequest("POST", "/tokenize")
+    connection.putheader("content-type", "application/json")
+    connection.putheader("content-length", "10")
+    connection.endheaders()
+    connection.send(b"{")
+    return connection
 
 
 def running(server: Served, count: int = 1) -> None:
@@ -100,12 +112,7 @@ def test_bodies_may_be_too_large() -> None:
 
 def test_a_body_has_to_come() -> None:
     with served(ServerConfig(body_timeout=0.05)) as server:
-        connection = server.connect()
-        connection.putrequest("POST", "/tokenize")
-        connection.putheader("content-type", "application/json")
-        connection.putheader("content-length", "10")
-        connection.endheaders()
-        connection.send(b"{")
+        connection = half_a_body(server)
         answer = connection.getresponse()
         assert answer.status == 408
         assert json.loads(answer.read())["error"]["code"] == "timeout"
@@ -114,12 +121,7 @@ def test_a_body_has_to_come() -> None:
 
 def test_who_hangs_up_in_the_middle_of_a_body_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
     with served() as server:
-        connection = server.connect()
-        connection.putrequest("POST", "/tokenize")
-        connection.putheader("content-type", "application/json")
-        connection.putheader("content-length", "10")
-        connection.endheaders()
-        connection.send(b"{")
+        connection = half_a_body(server)
         connection.close()
         line = 'fathom:http_requests_total{method="POST",path="/tokenize",status="499"} 1.0'
         until(lambda: line in server.get("/metrics").body.decode())

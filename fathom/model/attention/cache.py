@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -51,9 +52,18 @@ class Visibility:
 
     def bias(self, new: int, seen: int, device: torch.device) -> Tensor | None:
         """The same as a float32 term to add to scores (B or 1, 1, T, S): 0 where a token may look, else -inf."""
-        mask = self.mask
-        if mask is None:
-            if not self.causal:
-                return None
-            mask = torch.ones(new, seen, dtype=torch.bool, device=device).tril()[None, None]
-        return torch.zeros(mask.shape, device=device).masked_fill_(~mask, float("-inf"))
+        if self.mask is not None:
+            return self._masked
+        if not self.causal:
+            return None
+        return _term(torch.ones(new, seen, dtype=torch.bool, device=device).tril()[None, None])
+
+    @cached_property
+    def _masked(self) -> Tensor:
+        """The mask as a term, made once for all layers."""
+        assert self.mask is not None
+        return _term(self.mask)
+
+
+def _term(mask: Tensor) -> Tensor:
+    return torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, float("-inf"))

@@ -168,18 +168,18 @@ class MoE(nn.Module):
             weights = weights * fits
             lost = ~fits if real is None else ~fits & real.flatten().unsqueeze(-1)
             dropped = lost.sum()
+        counts: Tensor | None = None
         if self.experts.visits(flat):
             out = self.experts.visit(flat, choice.experts, weights)
-            counts = torch.bincount(choice.experts.flatten(), minlength=self.config.n_routed_experts)
         else:
             path = route(choice.experts, self.config.n_routed_experts, self.row_multiple if self.training else 1)
             out = bring_back(self.experts(send(flat, path), sort_weights(weights, path), path.rows), path)
             counts = path.counts
         if self.shared_experts is not None:
             out = out + self.shared_experts(flat)
-        if real is not None:
-            chosen = choice.experts[real.flatten()].flatten()
-            counts = torch.bincount(chosen, minlength=self.config.n_routed_experts)
+        if counts is None or real is not None:
+            chosen = choice.experts if real is None else choice.experts[real.flatten()]
+            counts = torch.bincount(chosen.flatten(), minlength=self.config.n_routed_experts)
         return out.view_as(x), self._report(choice, counts, dropped, (rows, length), real)
 
     def _report(
