@@ -34,6 +34,7 @@ from fathom.errors import ConfigError
 ENGINE = Entry(Contestant("engine", None, cuda=True))
 HTTP = Entry(Contestant("http", None, cuda=True))
 SLACK = 16  # tokens by which a request may be longer than it says: a block, never full
+TEMPERATURES = (0.0, 1.0)  # of the requests that MTP is measured with
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 4}  # of a number in the cache
 
 
@@ -215,7 +216,8 @@ def _command(material: Material, around: Surroundings, plan: ServeBench, port: i
     weights = ["--quantization", "int8"] if plan.weights == "int8" else ["--dtype", plan.weights]
     return [
         sys.executable, "-m", "fathom", "serve", material.place(), "--port", str(port), "--device", around.device,
-        *weights, "--max-num-seqs", str(max(plan.at_once)), "--cache-tokens", str(plan.cache_tokens),
+        *weights, "--threads", str(around.threads),
+        "--max-num-seqs", str(max(plan.at_once)), "--cache-tokens", str(plan.cache_tokens),
         "--speculative", "off", "--no-access-log",
     ]  # fmt: skip
 
@@ -244,29 +246,33 @@ def _ready(process: subprocess.Popen[bytes], url: str, limit: float) -> str | No
 # --- MTP ------------------------------------------------------------
 
 
-def _mtp(field: Field, material: Material, around: Surroundings, plan: ServeBench) -> dict[str, Any] | None:
-    """One request at a time with drafts, without, and as the engine decides, in turns; None where it failed."""
+def _mtp(field: Field, material: Material, around: Surroundings, plan: ServeBench) -> list[dict[str, Any]] | None:
+    """One request at a time with drafts, without, and as the engine decides, in turns, at each temperature; None where
+    it failed."""
     modes = ("off", "on", "auto")
     lane = field.enter(ENGINE, "ours_decoding", plan.weights, partial(_job, material, around, plan, modes))
     if lane is None:
         return None
 
-    def run(mode: str, turn: int | str) -> dict[str, Any]:
+    def run(mode: str, temperature: float, turn: int | str) -> dict[str, Any]:
         assert lane is not None
         prompts = material.prompts(plan.waves, plan.context, "mtp", turn)
-        return lane.child.ask("load", mode=mode, prompts=prompts, at_once=1, new=plan.new)
+        return lane.child.ask("load", mode=mode, prompts=prompts, at_once=1, new=plan.new, temperature=temperature)
 
-    taken: dict[str, list[dict[str, Any]]] = {mode: [] for mode in modes}
+    found = []
     try:
         for mode in modes:
-            run(mode, "warm up")
-        for turn in range(plan.rounds):
-            for mode in modes:
-                taken[mode].append(run(mode, turn))
+            run(mode, 0.0, "warm up")
+        for temperature in TEMPERATURES:
+            taken: dict[str, list[dict[str, Any]]] = {mode: [] for mode in modes}
+            for turn in range(plan.rounds):
+                for mode in modes:
+                    taken[mode].append(run(mode, temperature, turn))
+            found.append({"temperature": temperature, **speculation(taken)})
     except Failed as error:
         field.drop(lane, error)
         return None
-    return speculation(taken)
+    return found
 
 
 def speculation(taken: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:

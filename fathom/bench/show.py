@@ -197,8 +197,8 @@ def serve(found: dict[str, Any]) -> None:
         say(out, f"HTTP costs {spread(cost, '.1%')} of the engine's tokens/s, {at_once} at once")
     cache = found["cache"]
     say(out, f"cache: {cache['bytes_per_token']:,.1f} bytes a token measured, {cache['formula']:,} by the formula")
-    if found["mtp"] is not None:
-        speculation(found["mtp"], out)
+    for drafts in found["mtp"] or ():
+        speculation(drafts, out)
     tail(found, out)
 
 
@@ -211,13 +211,13 @@ def speculation(found: dict[str, Any], out: Console) -> None:
     """What MTP gave."""
     say(
         out,
-        f"MTP, one at a time: acceptance a {found['acceptance']:.1%}, draft cost c {found['draft_cost']:.2f} of a "
-        f"plain step ({1000 * found['plain_step']:.2f} ms), bound (1 + a) / (1 + c) {found['bound']:.2f}, "
-        f"measured {spread(found['speed_up'], '.2f')} times",
+        f"MTP, one at a time, temperature {found['temperature']:g}: acceptance a {found['acceptance']:.1%}, "
+        f"draft cost c {found['draft_cost']:.2f} of a plain step ({1000 * found['plain_step']:.2f} ms), "
+        f"bound (1 + a) / (1 + c) {found['bound']:.2f}, measured {spread(found['speed_up'], '.2f')} times",
     )
     state = "drafts" if found["auto_speculating"] else "drafts no more"
     speed = spread(found["auto_speed_up"], ".2f")
-    say(out, f"speculative: auto {state} after {found['auto_steps']:,} steps; measured {speed} times")
+    say(out, f"  speculative: auto {state} after {found['auto_steps']:,} steps; measured {speed} times")
 
 
 def data(found: dict[str, Any]) -> None:

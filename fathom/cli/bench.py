@@ -171,6 +171,7 @@ def serve(
     from fathom.bench.pipe import Failed
     from fathom.bench.serve import ServeBench, bench
     from fathom.errors import ConfigError
+    from fathom.runtime.device import serving_threads
 
     wrong = [each for each in url or () if not re.fullmatch(r"http://[^/\s:]+(:\d+)?(/\S*)?", each)]
     if wrong:
@@ -179,6 +180,8 @@ def serve(
     if quick:
         plan = replace(plan, rounds=min(rounds, 2), context=min(context, 16), new=min(new, 8), waves=1, quick=True)
     with _ground(config, overrides, threads, device, allocator, limit) as (material, around):
+        if threads is None and device == "cpu":
+            around = replace(around, threads=serving_threads(material.cost.active_parameters()))
         try:
             found = bench(material, around, plan)
         except Failed as error:

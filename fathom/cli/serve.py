@@ -35,6 +35,12 @@ def command(
     quantization: Annotated[
         Literal["none", "int8"], typer.Option(help="int8: weights of a byte, computed with as before.")
     ] = "none",
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="CPU threads of the engine (default: all cores; one for a model too small to share out)."
+        ),
+    ] = None,
     served_model_name: Annotated[
         list[str] | None, typer.Option(help="The model's name, or one of them (default: the folder's).")
     ] = None,
@@ -91,7 +97,7 @@ def command(
     )  # fmt: skip
     with interruptible():
         listener = server.bind(host, port)  # before the model is loaded, so that a port in use is told at once
-        served, engine = made(run, device, dtype, quantization, served_model_name or [], knobs)
+        served, engine = made(run, device, dtype, quantization, threads, served_model_name or [], knobs)
         url, started = f"http://{shown(host)}:{listener.getsockname()[1]}", time.monotonic()
         clean = server.run(
             served, config, listener, grace=grace, log_accesses=access_log,
@@ -120,11 +126,21 @@ def interruptible() -> Iterator[None]:
 
 
 def made(
-    run: str, device: str, dtype: str, quantization: str, names: list[str], knobs: EngineConfig
+    run: str,
+    device: str,
+    dtype: str,
+    quantization: str,
+    threads: int | None,
+    names: list[str],
+    knobs: EngineConfig,
 ) -> tuple[Service, Engine]:
     """A run, opened and given an engine. UserErrors: as `load` has them; a name that is empty."""
+    import torch
+
     from fathom.errors import ConfigError
     from fathom.load import load
+    from fathom.model.cost import Cost
+    from fathom.runtime.device import serving_threads
     from fathom.serve.engine import Engine
 
     if not all(name.strip() for name in names):
@@ -134,6 +150,8 @@ def made(
         from fathom.model.quantize import quantize_int8
 
         opened = replace(opened, model=quantize_int8(opened.model))
+    if opened.device.type == "cpu":
+        torch.set_num_threads(threads or serving_threads(Cost(opened.model.config).active_parameters()))
     engine = Engine(opened.model, opened.tokenizer, knobs)
     known = None if quantization == "none" else quantization
     return service(opened, engine, tuple(names or [opened.path.resolve().name]), known), engine

@@ -44,6 +44,7 @@ class Runner:
         self.device = model.embed_tokens.weight.device
         self.layers = range(len(model.layers))
         self.experts: dict[int, Tensor] = {}
+        self._loads: Tensor | None = None  # the same as one
 
     @torch.inference_mode()
     def run(self, shares: Sequence[Share]) -> list[Step]:
@@ -74,10 +75,25 @@ class Runner:
         batch = self.pages.rows([share.sequence.blocks for share in shares], starts, counts)
         caches = self.pages.view(self.layers, batch)
         passage = self.model.trunk(batch.tokens(texts), batch.places, caches=caches, real=batch.real)
-        for report in passage.routing:
-            known = self.experts.get(report.layer)
-            self.experts[report.layer] = report.counts.clone() if known is None else known.add_(report.counts)
+        self._count(passage)
         return passage
+
+    def _count(self, passage: Trunk) -> None:
+        """Add up the choices of all layers at once."""
+        reports = passage.routing
+        if not reports:
+            return
+        layers, experts = len(reports), reports[0].scores.shape[-1]
+        chosen = torch.stack([report.experts for report in reports])
+        if reports[0].real is not None:
+            chosen = chosen[:, reports[0].real]
+        place = torch.arange(0, layers * experts, experts, device=self.device).unsqueeze(-1) + chosen.flatten(1)
+        counts = torch.bincount(place.flatten(), minlength=layers * experts).view(layers, experts)
+        if self._loads is None:
+            self._loads = counts
+            self.experts = {report.layer: load for report, load in zip(reports, counts, strict=True)}
+        else:
+            self._loads.add_(counts)
 
     def _choose(self, shares: Sequence[Share], drafts: dict[int, list[int]], passage: Trunk) -> list[Step]:
         """The tokens after the last of each share that reached the end of its text, and after each of its drafts."""

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from disk_run import disk_run
 
 from fathom.cli import serve
 from fathom.cli.main import main
 from fathom.errors import ConfigError, TokenizerError
 from fathom.load import load
+from fathom.serve.engine import EngineConfig
 from fathom.tokenizer.chat import JINJA
 
 MANY = {"prompt": "ab", "max_tokens": 60, "ignore_eos": True, "stream": True, "n": 8, "logprobs": 1}
@@ -105,6 +107,16 @@ def test_mistakes_are_told_before_anything_is_loaded(
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     assert main(["serve", str(run), "--port", "0"]) == 2
     assert "pip install 'fathom-lm[serve]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, 1), (2, 2)])
+def test_threads_are_those_asked_for_or_few_for_a_small_model(run: Path, given: int | None, used: int) -> None:
+    before = torch.get_num_threads()
+    try:
+        serve.made(str(run), "cpu", "float32", "none", given, [], EngineConfig(cache_tokens=64))
+        assert torch.get_num_threads() == used
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_keys_come_from_three_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from fathom.model.attention.cache import Visibility
 from fathom.model.attention.kernel import attend, attend_plain
 from fathom.model.attention.mla import MLA, MLAConfig
 from fathom.model.feedforward import swiglu, swiglu_plain, weighted_swiglu, weighted_swiglu_plain
+from fathom.model.moe import experts
 from fathom.model.moe.layer import MoE, MoEConfig
 from fathom.model.norm import RMSNorm, rms_norm_plain
 from fathom.model.rope import Rope, YarnConfig, are_pairs
@@ -113,9 +114,13 @@ def moe_of(kind: str) -> MoE:
 
 @pytest.mark.parametrize("kind", MOE_KINDS)
 @pytest.mark.parametrize("tokens", [1, 2, 5, 64])
-def test_experts_are_visited_as_they_are_sorted(kind: str, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("small", [0, 1 << 18], ids=["chosen", "all"])
+def test_experts_are_visited_as_they_are_sorted(
+    kind: str, tokens: int, small: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(linear, "LEAST", 1)
     monkeypatch.setattr(linear, "LEAST_ALONE", 1)
+    monkeypatch.setattr(experts, "SMALL", small)
     moe, x = moe_of(kind), seeded(1, tokens, WIDTH, seed=tokens)
     sorted_out, told = moe(x)  # with gradients
     with torch.no_grad():
@@ -128,11 +133,24 @@ def test_experts_are_visited_as_they_are_sorted(kind: str, tokens: int, monkeypa
     assert torch.equal(report.experts, told.experts)
 
 
-def test_many_tokens_and_gradients_are_sorted() -> None:
-    experts, x = moe_of("v3").experts, seeded(70, WIDTH)
-    assert not experts.visits(x[:1])
+def test_many_tokens_and_gradients_are_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
+    routed, x = moe_of("v3").experts, seeded(70, WIDTH)
+    assert not routed.visits(x[:1])
     with torch.no_grad():
-        assert experts.visits(x[:1])
-        assert not experts.visits(x[:2])  # small matrices: one call for all is faster
-        assert not experts.visits(x)
-        assert not experts.visits(x[:1].double())
+        assert routed.visits(x)  # all experts together are small
+        monkeypatch.setattr(experts, "ASKED", 3 * sum(weight.numel() for weight in routed.parameters()))
+        assert routed.visits(x[:3])
+        assert not routed.visits(x[:4])
+        monkeypatch.setattr(experts, "SMALL", 1)
+        assert routed.visits(x[:1])
+        assert not routed.visits(x[:2])  # small matrices: one call for all is faster
+        assert not routed.visits(x[:1].double())
+
+
+def test_nobody_is_moved_by_other_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    moe, x = moe_of("v3"), seeded(1, 5, WIDTH)
+    with torch.no_grad():
+        alone, _ = moe(x[:, :1])
+        x[:, 1:] = float("nan")
+        beside, _ = moe(x)
+    assert close(alone, beside[:, :1])

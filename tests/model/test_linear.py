@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,27 @@ def always_turned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small matrices are multiplied as large ones are."""
     monkeypatch.setattr(linear, "LEAST", 1)
     monkeypatch.setattr(linear, "LEAST_ALONE", 1)
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets them, for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("always_turned")
+@pytest.mark.parametrize("count", [1, 2, 3, 19])
+@pytest.mark.parametrize("height", [1, 17, 18])
+def test_one_row_is_shared_out(count: int, height: int, threads: Callable[[int], None]) -> None:
+    threads(count)
+    x, weight = torch.randn(22)[::2], torch.randn(height, 11)
+    with torch.no_grad():
+        for given in (x, x[None], x.view(1, 1, 11)):
+            y = product(given, weight)
+            torch.testing.assert_close(y, F.linear(given, weight))
+            assert y.is_contiguous()
 
 
 @pytest.mark.usefixtures("always_turned")
@@ -45,17 +68,14 @@ def test_gradients_and_other_dtypes_are_left_to_pytorch(monkeypatch: pytest.Monk
             layer(x)
 
 
-def test_small_matrices_and_many_rows_are_not_turned() -> None:
-    threads, large = torch.get_num_threads(), 1 << 20
+def test_small_matrices_and_many_rows_are_not_turned(threads: Callable[[int], None]) -> None:
+    large = 1 << 20
     assert [turns(rows, large) for rows in (1, 2, 64, 65)] == [False, True, True, False]
     assert not turns(4, 400)
-    try:
-        torch.set_num_threads(1)
-        assert not turns(4, large // 2)
-        torch.set_num_threads(2)
-        assert turns(4, large // 2)
-    finally:
-        torch.set_num_threads(threads)
+    threads(1)
+    assert not turns(4, large // 2)
+    threads(2)
+    assert turns(4, large // 2)
 
 
 @settings(max_examples=15, deadline=None)

@@ -142,3 +142,8 @@ def test_the_measured_peak_is_a_speed() -> None:
     device = Device(torch.device("cpu"), "x")
     peak = rooms.measure_peak(device, size=128, seconds=0.01)
     assert 1e8 < peak < 1e14
+
+
+def test_a_small_model_is_served_by_one_thread() -> None:
+    every = torch.get_num_threads()
+    assert [rooms.serving_threads(active) for active in (1, 1 << 22, (1 << 22) + 1)] == [1, 1, every]

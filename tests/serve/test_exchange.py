@@ -85,6 +85,29 @@ def test_the_first_news_and_ends_come_at_once_and_the_rest_together(monkeypatch:
     run(act)
 
 
+def test_the_loop_sleeps_while_a_ring_is_expected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TOGETHER", 0.05)
+    woken: list[int] = []
+
+    async def act(exchange: Exchange, worker: Worker) -> None:
+        loop = asyncio.get_running_loop()
+        wake = loop.call_soon_threadsafe
+        monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *given: woken.append(1) or wake(*given))
+        call = exchange.open(asked(), streaming=True)
+        worker.deliver([Progress(1, (A,))])
+        await call.news()
+        for _ in range(2):
+            for _ in range(5):
+                worker.deliver([Progress(1, (A,))])
+            assert len(await call.news()) == 5
+        worker.deliver([Progress(1, (), END)])
+        assert len(await call.news()) == 1
+        assert not exchange._heard
+
+    run(act)
+    assert len(woken) == 4  # the first news, two rings, the end
+
+
 def test_slow_steps_are_told_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TOGETHER", 0.0)
 

@@ -28,9 +28,9 @@ def opened(job: dict[str, Any]) -> Run:
     return run
 
 
-def greedy(prompt: Sequence[int], new: int) -> Request:
-    """The likeliest tokens, past any end of text."""
-    return Request(tuple(prompt), SamplingParams(max_tokens=new, temperature=0.0, ignore_eos=True))
+def wanted(prompt: Sequence[int], new: int, temperature: float = 0.0) -> Request:
+    """So many tokens, past any end of text: the likeliest, or drawn with the same chance each time."""
+    return Request(tuple(prompt), SamplingParams(max_tokens=new, temperature=temperature, ignore_eos=True, seed=0))
 
 
 class Decoder:
@@ -71,14 +71,14 @@ class Decoder:
     def _by_loop(self, prompt: list[int], new: int) -> dict[str, Any]:
         start = time.perf_counter()
         times, tokens = [], []
-        for output in self.loop.stream(greedy(prompt, new)):
+        for output in self.loop.stream(wanted(prompt, new)):
             times.append(time.perf_counter())
             tokens.append(output.token)
         return {"first": times[0] - start, "whole": times[-1] - start, "tokens": [tokens]}
 
     def _by_engine(self, prompts: list[list[int]], new: int) -> dict[str, Any]:
         start = time.perf_counter()
-        told: dict[int, list[int]] = {self.engine.add(greedy(prompt, new)): [] for prompt in prompts}
+        told: dict[int, list[int]] = {self.engine.add(wanted(prompt, new)): [] for prompt in prompts}
         first, early = 0.0, 0
         while self.engine.has_work:
             for progress in self.engine.step():
@@ -117,11 +117,13 @@ class Server:
         held = stats.cache_blocks * stats.block_size
         return {"bytes": stats.cache_bytes, "tokens": held, "layers": layers}
 
-    def load(self, mode: str, prompts: list[list[int]], at_once: int, new: int) -> dict[str, Any]:
+    def load(
+        self, mode: str, prompts: list[list[int]], at_once: int, new: int, temperature: float = 0.0
+    ) -> dict[str, Any]:
         """Answer all prompts, so many at once, the next as soon as one is done. seconds: of everything; first: of each
         request, from its arrival; gaps: between the arrivals of tokens; steps: [seconds, tokens] of every step in which
         nobody read a prompt."""
-        engine, waiting = self.engines[mode], [greedy(prompt, new) for prompt in prompts]
+        engine, waiting = self.engines[mode], [wanted(prompt, new, temperature) for prompt in prompts]
         seen = _Seen()
         before, start = engine.stats(), time.perf_counter()
         while waiting or seen.under_way:

@@ -75,26 +75,36 @@ class RoutingReport(NamedTuple):
     """What one MoE layer did in one forward pass. Returned, never accumulated: a recomputed block reports once.
 
     layer    its number; MTP depth k counts as num_hidden_layers + k
-    counts   (E) int64: how often each expert was chosen, before drops, padding left out
     dropped  () int64: assignments beyond an expert's capacity
     loss     () float32: balance and z-loss, coefficients included; 0 outside training
-    experts  (B, T, K) int64: what each token chose
+    experts  (B, T, K) int64: what each token chose, before drops
     weights  (B, T, K) float32: with which weight
-    scores   (n, E) float32: affinities of all tokens but padding
+    scores   (B, T, E) float32: affinities
+    real     (B, T) bool, false at padding; None: there is none
     """
 
     layer: int
-    counts: Tensor
     dropped: Tensor
     loss: Tensor
     experts: Tensor
     weights: Tensor
     scores: Tensor
+    real: Tensor | None
+
+    def _of_tokens(self, each: Tensor) -> Tensor:
+        """(B, T, ...) -> (n, ...), padding left out."""
+        return each.flatten(0, 1) if self.real is None else each[self.real]
+
+    @property
+    def counts(self) -> Tensor:
+        """(E) int64: how often each expert was chosen, before drops, padding left out."""
+        return torch.bincount(self._of_tokens(self.experts).flatten(), minlength=self.scores.shape[-1])
 
     @property
     def entropy(self) -> Tensor:
         """() float32: of the mean gate distribution, in nats; ln E when all experts are equally liked."""
-        mean = (self.scores / (self.scores.sum(-1, keepdim=True) + 1e-20)).mean(0)
+        scores = self._of_tokens(self.scores)
+        mean = (scores / (scores.sum(-1, keepdim=True) + 1e-20)).mean(0)
         return torch.special.entr(mean).sum()
 
 

@@ -20,11 +20,10 @@ from torch import Tensor
 
 class Route(NamedTuple):
     """order (R): the assignment at each sorted row, R = n K and what fills up; inverse (n K): the sorted row of each
-    assignment; counts (E): assignments of each expert; rows (E): its sorted rows, sum R; all int64. k: K."""
+    assignment; rows (E): sorted rows of each expert, sum R; all int64. k: K."""
 
     order: Tensor
     inverse: Tensor
-    counts: Tensor
     rows: Tensor
     k: int
 
@@ -44,7 +43,7 @@ def route(experts: Tensor, n_experts: int, multiple: int = 1) -> Route:
         order = order.new_zeros(int(rows.sum())).index_copy_(0, place, order)
     inverse = torch.empty_like(flat)
     inverse[order[place]] = place
-    return Route(order, inverse, counts, rows, k)
+    return Route(order, inverse, rows, k)
 
 
 def _gather(x: Tensor, path: Route) -> Tensor:
@@ -58,13 +57,13 @@ def _gather_sum(y: Tensor, path: Route) -> Tensor:
 
 
 def _keep(ctx: Any, path: Route) -> None:
-    ctx.save_for_backward(path.order, path.inverse, path.counts, path.rows)
+    ctx.save_for_backward(path.order, path.inverse, path.rows)
     ctx.k = path.k
 
 
 def _kept(ctx: Any) -> Route:
-    order, inverse, counts, rows = ctx.saved_tensors
-    return Route(order, inverse, counts, rows, ctx.k)
+    order, inverse, rows = ctx.saved_tensors
+    return Route(order, inverse, rows, ctx.k)
 
 
 class _Send(torch.autograd.Function):

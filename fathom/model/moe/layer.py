@@ -168,27 +168,20 @@ class MoE(nn.Module):
             weights = weights * fits
             lost = ~fits if real is None else ~fits & real.flatten().unsqueeze(-1)
             dropped = lost.sum()
-        counts: Tensor | None = None
         if self.experts.visits(flat):
             out = self.experts.visit(flat, choice.experts, weights)
         else:
             path = route(choice.experts, self.config.n_routed_experts, self.row_multiple if self.training else 1)
             out = bring_back(self.experts(send(flat, path), sort_weights(weights, path), path.rows), path)
-            counts = path.counts
         if self.shared_experts is not None:
             out = out + self.shared_experts(flat)
-        if counts is None or real is not None:
-            chosen = choice.experts if real is None else choice.experts[real.flatten()]
-            counts = torch.bincount(chosen.flatten(), minlength=self.config.n_routed_experts)
-        return out.view_as(x), self._report(choice, counts, dropped, (rows, length), real)
+        return out.view_as(x), self._report(choice, dropped, (rows, length), real)
 
-    def _report(
-        self, choice: Choice, counts: Tensor, dropped: Tensor, shape: tuple[int, int], real: Tensor | None
-    ) -> RoutingReport:
+    def _report(self, choice: Choice, dropped: Tensor, shape: tuple[int, int], real: Tensor | None) -> RoutingReport:
         config, k = self.config, self.config.num_experts_per_tok
-        loss = choice.scores.new_zeros(())
+        chosen, weights, scores, logits = (part.view(*shape, -1) for part in choice)
+        loss = scores.new_zeros(())
         if self.training:
-            scores, logits = choice.scores.unflatten(0, shape), choice.logits.unflatten(0, shape)
             balance = config.balance
             if isinstance(balance, LossFree) and balance.sequence_loss:
                 loss = loss + balance.sequence_loss * balance_loss(scores, k, real, per_sequence=True)
@@ -197,7 +190,4 @@ class MoE(nn.Module):
                 loss = loss + balance.coefficient * balance_loss(scores, k, real, per_sequence)
             if config.router_z_loss:
                 loss = loss + config.router_z_loss * z_loss(logits, real)
-        liked = choice.scores.detach()
-        liked = liked if real is None else liked[real.flatten()]
-        chosen, weights = choice.experts.unflatten(0, shape), choice.weights.detach().unflatten(0, shape)
-        return RoutingReport(self.layer, counts, dropped, loss, chosen, weights, liked)
+        return RoutingReport(self.layer, dropped, loss, chosen, weights.detach(), scores.detach(), real)
