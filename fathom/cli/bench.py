@@ -181,7 +181,7 @@ def serve(
         plan = replace(plan, rounds=min(rounds, 2), context=min(context, 16), new=min(new, 8), waves=1, quick=True)
     with _ground(config, overrides, threads, device, allocator, limit) as (material, around):
         if threads is None and device == "cpu":
-            around = replace(around, threads=serving_threads(material.cost.active_parameters()))
+            around = replace(around, threads=serving_threads(material.cost.active_parameters(), around.threads))
         try:
             found = bench(material, around, plan)
         except Failed as error:

@@ -145,16 +145,19 @@ def made(
 
     if not all(name.strip() for name in names):
         raise ConfigError("--served-model-name is empty; give a name, or leave it out for the folder's")
+    # Where two threads have a team of OpenMP each, it has the members sleep and not spin between products, which costs
+    # the engine a tenth of its rate. So nothing here is done by a team.
+    every = torch.get_num_threads()
+    torch.set_num_threads(1)
     opened = load(run, device, dtype)
     if quantization == "int8":
         from fathom.model.quantize import quantize_int8
 
         opened = replace(opened, model=quantize_int8(opened.model))
-    if opened.device.type == "cpu":
-        torch.set_num_threads(threads or serving_threads(Cost(opened.model.config).active_parameters()))
     engine = Engine(opened.model, opened.tokenizer, knobs)
     known = None if quantization == "none" else quantization
-    return service(opened, engine, tuple(names or [opened.path.resolve().name]), known), engine
+    threads = threads or serving_threads(Cost(opened.model.config).active_parameters(), every)
+    return service(opened, engine, tuple(names or [opened.path.resolve().name]), known, threads), engine
 
 
 def needed() -> None:
@@ -194,8 +197,8 @@ def keys(given: list[str], file: Path | None) -> list[str]:
     return [key for key, _ in found]
 
 
-def service(run: Run, engine: Engine, names: tuple[str, ...], quantization: str | None) -> Service:
-    """A run and its engine as what the API serves."""
+def service(run: Run, engine: Engine, names: tuple[str, ...], quantization: str | None, threads: int) -> Service:
+    """A run and its engine, whose CPU threads are so many, as what the API serves."""
     from fathom.load import is_exported
     from fathom.serve.chat import template_of
     from fathom.serve.service import Service
@@ -210,7 +213,7 @@ def service(run: Run, engine: Engine, names: tuple[str, ...], quantization: str 
         details=details(run, quantization),
         tokenizer=run.tokenizer,
         chat=template_of(run.tokenizer, chat_template(run.path)),
-        worker=partial(Worker, engine),
+        worker=partial(Worker, engine, threads=threads),
         special=is_exported(run.path),
     )
 

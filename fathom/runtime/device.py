@@ -201,11 +201,10 @@ def set_up(config: HardwareConfig, *, recorded: Mapping[str, Any] | None = None,
     return replace(device, peak_flops=peak, peak_source=source, row_multiple=rows, keeps_memory=keeps)
 
 
-def serving_threads(active: int) -> int:
-    """CPU threads that serve a model of so many active parameters: PyTorch's, or 1 for a small one, which answers as
-    fast with one, while a second only keeps the API waiting for a core (on two cores, 1.3M active parameters: 57
-    tokens a second from the engine either way, over HTTP 49 with two threads and 56 with one)."""
-    return 1 if active <= SMALL else torch.get_num_threads()
+def serving_threads(active: int, most: int) -> int:
+    """CPU threads, of at most so many, that serve a model of so many active parameters: 1 for a small one, which
+    answers as fast with one, while a second only keeps the API waiting for a core."""
+    return 1 if active <= SMALL else most
 
 
 def _torch_device(accelerator: str, local_rank: int) -> torch.device:

@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Callable
 from itertools import count
 
+import torch
+
 from fathom.generate.request import Request
 from fathom.log import log
 from fathom.serve.engine import Engine, Progress, Stats
@@ -26,14 +28,15 @@ class Closed(Exception):
 
 
 class Worker:
-    """deliver: called in the worker's thread, once a step, with what became known in it; it must not block.
+    """deliver: called in the worker's thread, once a step, with what became known in it; it must not block. threads:
+    CPU threads of the engine, set in the worker's thread; None: PyTorch's choice.
 
     An exception inside the engine is a bug: all open requests end as `failed`, `failure` says why, and no more are
     taken.
     """
 
-    def __init__(self, engine: Engine, deliver: Callable[[list[Progress]], None]) -> None:
-        self.engine, self.deliver = engine, deliver
+    def __init__(self, engine: Engine, deliver: Callable[[list[Progress]], None], threads: int | None = None) -> None:
+        self.engine, self.deliver, self.threads = engine, deliver, threads
         self.failure: str | None = None
         self._thread = threading.Thread(target=self._work, name="fathom-engine", daemon=True)
         self._wake = threading.Condition()
@@ -109,6 +112,8 @@ class Worker:
         return clean
 
     def _work(self) -> None:
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
         try:
             while self._turn():
                 pass

@@ -21,6 +21,7 @@ from disk_run import disk_run
 from fathom.cli import serve
 from fathom.cli.main import main
 from fathom.errors import ConfigError, TokenizerError
+from fathom.generate.request import Request, SamplingParams
 from fathom.load import load
 from fathom.serve.engine import EngineConfig
 from fathom.tokenizer.chat import JINJA
@@ -109,12 +110,17 @@ def test_mistakes_are_told_before_anything_is_loaded(
     assert "pip install 'fathom-lm[serve]'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("given", "used"), [(None, 1), (2, 2)])
-def test_threads_are_those_asked_for_or_few_for_a_small_model(run: Path, given: int | None, used: int) -> None:
-    before = torch.get_num_threads()
+@pytest.mark.parametrize(("given", "used"), [(None, 1), (3, 3)])
+def test_the_engine_has_the_threads_and_nobody_else(run: Path, given: int | None, used: int) -> None:
+    before, seen = torch.get_num_threads(), list[int]()
     try:
-        serve.made(str(run), "cpu", "float32", "none", given, [], EngineConfig(cache_tokens=64))
-        assert torch.get_num_threads() == used
+        served, _ = serve.made(str(run), "cpu", "float32", "none", given, [], EngineConfig(cache_tokens=64))
+        assert torch.get_num_threads() == 1
+        worker = served.worker(lambda _: seen.append(torch.get_num_threads()))
+        worker.start()
+        worker.submit(Request((1, 2), SamplingParams(max_tokens=2)))
+        assert worker.stop(30)
+        assert seen[-1] == used
     finally:
         torch.set_num_threads(before)
 
