@@ -111,7 +111,7 @@ class Int8Linear(Int8):
         super().__init__(weight, torch.bfloat16)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = product_int8(x.flatten(0, -2).bfloat16(), self.q, self.scale)
+        y = product_int8(x.reshape(-1, x.shape[-1]).bfloat16(), self.q, self.scale)
         return y.to(x.dtype).view(*x.shape[:-1], -1)
 
 
@@ -123,7 +123,7 @@ class Int8Head(Int8):
         self._packed = Packed.of(self.q)
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = x.flatten(0, -2).float()
+        flat = x.reshape(-1, x.shape[-1]).float()
         if self._packed is not None and flat.shape[0] <= FEW_AT_HEAD:
             y = self._packed.product(flat).mul_(self.scale)
         else:

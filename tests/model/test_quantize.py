@@ -178,6 +178,7 @@ def test_every_matrix_is_in_int8(attention: str, moe: str, tied: bool) -> None:
         for rows, logits in want.items():
             assert close(model(tokens.repeat(rows, 1)), logits, 0.1)
         hidden, _ = model.look_ahead(1, torch.randn(2, 6, 20), tokens[:, 1:], torch.arange(6).expand(2, 6), None)
+        assert close(model.logits(hidden[0, -1]), model.logits(hidden)[0, -1], 1e-5)  # one place, as (D)
     assert hidden.isfinite().all()
 
 
