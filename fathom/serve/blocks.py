@@ -97,10 +97,3 @@ class Blocks:
                     self._idle[block] = None
                 else:
                     self._empty.append(block)
-
-    def forget(self) -> None:
-        """Let nothing that is known be found again."""
-        self._known.clear()
-        self._key.clear()
-        self._empty.extend(self._idle)
-        self._idle.clear()

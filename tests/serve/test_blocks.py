@@ -66,14 +66,6 @@ def test_without_reuse_nothing_is_known() -> None:
     assert blocks.match([1, 2, 3])[0] == []
 
 
-def test_forgotten_text_is_not_found() -> None:
-    blocks = Blocks(4, 2)
-    blocks.release(fill(blocks, [1, 2, 3]))
-    blocks.forget()
-    assert blocks.match([1, 2, 3])[0] == []
-    assert blocks.free == 4
-
-
 def test_releasing_what_nobody_holds_is_a_mistake() -> None:
     with pytest.raises(ValueError, match="nobody holds it"):
         Blocks(4, 2).release([1])
