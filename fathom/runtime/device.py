@@ -75,8 +75,8 @@ def canonical(value: Any) -> Any:
 
 
 FILLED = 64  # rows; with 32 and 64 alike AMX ran at its full rate, with any number of rows at a tenth of it
-SMALL = 1 << 22  # active parameters of a model that one thread serves
 NEW_ROWS = (131, 173, 211, 257, 307, 353, 401, 449, 499, 547, 593, 641)  # primes, so that no run has had them
+SMALL = 1 << 22  # active parameters of a model that one thread serves
 
 
 class HardwareConfig(Knobs):

@@ -14,6 +14,7 @@ from tiny_models import (
     tiny_model,
     tokens_of,
 )
+from torch import Tensor
 
 from fathom.model.attention.cache import Visibility
 from fathom.model.attention.causal import attend_in_blocks, suits
@@ -27,6 +28,23 @@ from fathom.model.transformer import Transformer
 CPU = torch.device("cpu")
 
 
+def qkv(new: int, total: int, heads: tuple[int, int], sizes: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries (2, new, N, H), keys (2, total, N_kv, H) and values (2, total, N_kv, V)."""
+    q = torch.randn(2, new, heads[0], sizes[0], requires_grad=True)
+    k = torch.randn(2, total, heads[1], sizes[0], requires_grad=True)
+    v = torch.randn(2, total, heads[1], sizes[1], requires_grad=True)
+    return q, k, v
+
+
+def agree(fast: Tensor, slow: Tensor, inputs: tuple[Tensor, ...]) -> None:
+    """The same values, and the same gradients of the inputs."""
+    torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5)
+    pull = torch.randn_like(slow)
+    torch.testing.assert_close(
+        torch.autograd.grad(fast, inputs, pull), torch.autograd.grad(slow, inputs, pull), rtol=1e-4, atol=1e-5
+    )
+
+
 @pytest.mark.parametrize("sizes", [(6, 6), (6, 4), (6, 10)], ids=["equal", "narrow values", "wide values"])
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2), (3, 1)])
 @pytest.mark.parametrize("seen", ["row", "after a cache", "one token", "documents"])
@@ -34,15 +52,8 @@ def test_kernel_is_the_formula(sizes: tuple[int, int], heads: tuple[int, int], s
     new, total = {"row": (7, 7), "after a cache": (3, 7), "one token": (1, 7), "documents": (7, 7)}[seen]
     segments = torch.tensor([[0, 0, 1, 1, 1, -1, -1], [0, 0, 0, 0, 0, 0, 1]]) if seen == "documents" else None
     visible = Visibility.of(new, total, segments, CPU)
-    q = torch.randn(2, new, heads[0], sizes[0], requires_grad=True)
-    k = torch.randn(2, total, heads[1], sizes[0], requires_grad=True)
-    v = torch.randn(2, total, heads[1], sizes[1], requires_grad=True)
-    fast, slow = attend(q, k, v, 0.3, visible), attend_plain(q, k, v, 0.3, visible)
-    torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5)
-    pull = torch.randn_like(slow)
-    torch.testing.assert_close(
-        torch.autograd.grad(fast, (q, k, v), pull), torch.autograd.grad(slow, (q, k, v), pull), rtol=1e-4, atol=1e-5
-    )
+    inputs = qkv(new, total, heads, sizes)
+    agree(attend(*inputs, 0.3, visible), attend_plain(*inputs, 0.3, visible), inputs)
 
 
 def test_float16_on_a_cpu_is_computed_in_float32() -> None:
@@ -170,15 +181,8 @@ def test_a_model_without_a_vocabulary_is_refused() -> None:
 @pytest.mark.parametrize("block", [1, 4, 11, 64])
 def test_attention_in_blocks_is_the_formula(sizes: tuple[int, int], heads: tuple[int, int], block: int) -> None:
     visible = Visibility.of(11, 11, None, CPU)
-    q = torch.randn(2, 11, heads[0], sizes[0], requires_grad=True)
-    k = torch.randn(2, 11, heads[1], sizes[0], requires_grad=True)
-    v = torch.randn(2, 11, heads[1], sizes[1], requires_grad=True)
-    fast, slow = attend_in_blocks(q, k, v, 0.3, block), attend_plain(q, k, v, 0.3, visible)
-    torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5)
-    pull = torch.randn_like(slow)
-    torch.testing.assert_close(
-        torch.autograd.grad(fast, (q, k, v), pull), torch.autograd.grad(slow, (q, k, v), pull), rtol=1e-4, atol=1e-5
-    )
+    inputs = qkv(11, 11, heads, sizes)
+    agree(attend_in_blocks(*inputs, 0.3, block), attend_plain(*inputs, 0.3, visible), inputs)
 
 
 def test_long_rows_are_trained_in_blocks_and_the_others_are_not() -> None:
