@@ -23,6 +23,11 @@ FROM ${PYTHON_IMAGE}
 LABEL org.opencontainers.image.title="fathom-model" \
       org.opencontainers.image.description="A run of Fathom behind OpenAI's API" \
       org.opencontainers.image.licenses="MIT"
+# The CPU kernels are compiled for the processor that they run on, when the service starts.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
 RUN groupadd --gid 10001 fathom \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin fathom
 COPY --from=build /opt/fathom /opt/fathom

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 HOUSE = Path(__file__).parents[1] / "fathom"
-GROUND = {"errors", "knobs", "log", "batch", "version"}
+GROUND = {"errors", "knobs", "log", "batch", "version", "places"}
 FLOORS = [
     GROUND | {"client"},
     {"model", "tokenizer", "config", "runtime", "optim", "report"},

@@ -36,10 +36,10 @@ def command(
 
 def facts(run: RunConfig) -> dict[str, Any]:
     """The shards of every source and split, made where they were not; sizes in bytes."""
-    from fathom.data.cache import cache_folder
     from fathom.data.corpus import training_texts
     from fathom.data.prepare import has_split, prepare
     from fathom.data.sources import SPLITS
+    from fathom.places import cache_folder
     from fathom.tokenizer.train import build
 
     tokenizer = build(run.tokenizer, lambda: training_texts(run.data))

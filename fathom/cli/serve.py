@@ -140,6 +140,7 @@ def made(
     from fathom.errors import ConfigError
     from fathom.load import load
     from fathom.model.cost import Cost
+    from fathom.model.native.build import library
     from fathom.runtime.device import serving_threads
     from fathom.serve.engine import Engine
 
@@ -154,6 +155,8 @@ def made(
         from fathom.model.quantize import quantize_int8
 
         opened = replace(opened, model=quantize_int8(opened.model))
+    if opened.model.embed_tokens.weight.device.type == "cpu":
+        library()  # compiled before anybody waits for an answer
     engine = Engine(opened.model, opened.tokenizer, knobs)
     known = None if quantization == "none" else quantization
     threads = threads or serving_threads(Cost(opened.model.config).active_parameters(), every)

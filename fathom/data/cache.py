@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,19 +23,6 @@ from fathom.log import log
 
 WHOLE_FILE_HASH = 64 << 20  # larger files are known by size, time of change and three samples
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG} if hasattr(errno, "EDQUOT") else {errno.ENOSPC, errno.EFBIG}
-
-
-def cache_folder() -> Path:
-    """FATHOM_CACHE, or `fathom` in the platform's own place for caches."""
-    named = os.environ.get("FATHOM_CACHE")
-    if named:
-        return Path(named).expanduser().absolute()
-    home = Path.home()
-    if sys.platform == "darwin":
-        return home / "Library" / "Caches" / "fathom"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local")) / "fathom" / "Cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "fathom"
 
 
 def key_of(identity: Any) -> str:

@@ -13,9 +13,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from fathom.data.cache import cache_folder, disk_errors, fingerprint, key_of
+from fathom.data.cache import disk_errors, fingerprint, key_of
 from fathom.errors import DataError, DependencyError
 from fathom.log import log
+from fathom.places import cache_folder
 
 PATIENCE = 10.0  # seconds that the hub may take to say which commit is the newest
 WAY_OUT = "Train on local text ({kind: text, path: ...}) or on the embedded text ({kind: embedded}) instead"

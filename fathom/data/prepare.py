@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fathom.data import sources
-from fathom.data.cache import cache_folder, key_of, made_once
+from fathom.data.cache import key_of, made_once
 from fathom.data.shards import FORMAT, Shards, Writer, is_whole, write_header
 from fathom.data.sources import Source, Split
 from fathom.data.split import Fractions, split_documents
 from fathom.errors import DataError
 from fathom.log import log
+from fathom.places import cache_folder
 from fathom.tokenizer.tokenizer import Tokenizer, batched
 
 SECONDS_BETWEEN_LINES = 10.0

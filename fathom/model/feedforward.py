@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fathom.model.linear import Linear
+from fathom.model.native import kernels
 
 
 def swiglu_plain(gate: Tensor, up: Tensor) -> Tensor:
@@ -97,4 +98,8 @@ class FeedForward(nn.Module):
         self.down_proj = Linear(width, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        gate, up, down = self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight
+        rows = x.numel() // x.shape[-1]
+        if x.dtype == down.dtype and kernels.few(x, rows):
+            return kernels.network(x.reshape(rows, -1), (gate, None), (up, None), (down, None)).view(x.shape)
         return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fathom.model.linear import is_plain
+from fathom.model.native import kernels
 from fathom.model.precision import compute_dtype, widen
 
 
@@ -25,13 +25,6 @@ def rms_norm_plain(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | N
     wide = widen(x)
     scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return (scaled * widen(weight)).to(dtype or x.dtype)
-
-
-def rms_norm_quick(x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
-    """The same in half as many passes, for float32 that no gradient is wanted of; eps ()."""
-    size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    r = torch.addcmul(eps, size, size, value=1 / x.shape[-1]).rsqrt_()
-    return x.mul(r).mul_(weight)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -66,13 +59,12 @@ class RMSNorm(nn.Module):
     def __init__(self, width: int, eps: float = 1e-6) -> None:
         super().__init__()
         self.eps = eps
-        self._eps = torch.tensor(eps, dtype=torch.float32, device="cpu")
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight
-        if is_plain(x) and weight.dtype == torch.float32:
-            return rms_norm_quick(x, weight, self._eps)
+        if kernels.serve(x):
+            return kernels.rms_norm(x, weight, self.eps)
         dtype = compute_dtype(x)
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return rms_norm_plain(x, weight, self.eps, dtype)

@@ -24,7 +24,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fathom.knobs import Knobs
-from fathom.model.linear import is_plain
+from fathom.model.native import kernels
 
 
 class YarnConfig(Knobs):
@@ -79,13 +79,6 @@ def inverse_frequencies(rotary_dim: int, theta: float, scaling: YarnConfig | Non
     return freq / scaling.factor * (1 - keep) + freq * keep
 
 
-def are_pairs(x: Tensor) -> bool:
-    """Whether neighbours lie in memory as complex numbers do."""
-    *outer, last = x.stride()
-    odd = x.storage_offset() % 2 or any(stride % 2 for stride in outer)
-    return last == 1 and not odd
-
-
 class Rope:
     """cos and sin for given positions, made once a forward pass and shared by all layers.
 
@@ -94,14 +87,6 @@ class Rope:
 
     def __init__(self, cos: Tensor, sin: Tensor) -> None:
         self.cos, self.sin = cos, sin
-        self._spin: Tensor | None = None
-
-    @property
-    def spin(self) -> Tensor:
-        """cos + i sin, complex64."""
-        if self._spin is None:
-            self._spin = torch.complex(self.cos, self.sin)
-        return self._spin
 
     @classmethod
     def at(cls, positions: Tensor, rotary_dim: int, theta: float, scaling: YarnConfig | None) -> Rope:
@@ -115,13 +100,12 @@ class Rope:
 
     def turn(self, x: Tensor) -> Tensor:
         """x (B, T, N, R) with every neighbouring pair turned, in the dtype of x."""
-        if is_plain(x) and are_pairs(x):
-            pairs = torch.view_as_complex(x.view(*x.shape[:-1], -1, 2))
-            return torch.view_as_real(pairs * self.spin).flatten(-2)
+        if kernels.serve(x):
+            return kernels.turn(x, self.cos, self.sin)
         return self.turn_plain(x)
 
     def turn_plain(self, x: Tensor) -> Tensor:
-        """The formula as it stands: the slow twin of `turn`, which multiplies complex numbers instead."""
+        """The formula as it stands: the slow twin of the kernel."""
         even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
         turned = torch.stack((even * self.cos - odd * self.sin, even * self.sin + odd * self.cos), dim=-1)
         return turned.flatten(-2).to(x.dtype)

@@ -171,7 +171,8 @@ def test_the_package_may_be_absent(online: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_memory_of_commits_may_be_damaged(folder: Path) -> None:
-    from fathom.data.cache import cache_folder, key_of
+    from fathom.data.cache import key_of
+    from fathom.places import cache_folder
 
     place = cache_folder() / "hub" / f"{key_of(['a/b', None])}.json"
     place.parent.mkdir(parents=True)

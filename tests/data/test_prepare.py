@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from small_texts import corpus, jsonl, text
 
+from fathom import places
 from fathom.data import cache, prepare
 from fathom.data.corpus import has_split, open_data, training_texts
 from fathom.data.loader import DataConfig
@@ -142,7 +143,7 @@ CHILD = """
 import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from fathom.data import prepare
+from fathom.data import cache, prepare
 write = prepare.write
 def slow(folder, *rest):
     print("making", flush=True)
@@ -231,14 +232,14 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert cache.cache_folder() == tmp_path / "cache"
+    assert places.cache_folder() == tmp_path / "cache"
     monkeypatch.delenv("FATHOM_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.setattr(sys, "platform", "linux")
-    assert cache.cache_folder() == tmp_path / "xdg" / "fathom"
+    assert places.cache_folder() == tmp_path / "xdg" / "fathom"
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert cache.cache_folder() == tmp_path / "Library" / "Caches" / "fathom"
+    assert places.cache_folder() == tmp_path / "Library" / "Caches" / "fathom"
 
 
 def test_large_files_are_known_by_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

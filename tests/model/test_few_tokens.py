@@ -9,15 +9,13 @@ from hypothesis import strategies as st
 from tiny_models import MOES, WIDTH, close, tiny_config
 from torch import Tensor
 
-from fathom.model import linear
 from fathom.model.attention.cache import Visibility
 from fathom.model.attention.kernel import attend, attend_plain
 from fathom.model.attention.mla import MLA, MLAConfig
 from fathom.model.feedforward import swiglu, swiglu_plain, weighted_swiglu, weighted_swiglu_plain
-from fathom.model.moe import experts
 from fathom.model.moe.layer import MoE, MoEConfig
-from fathom.model.norm import RMSNorm, rms_norm_plain
-from fathom.model.rope import Rope, YarnConfig, are_pairs
+from fathom.model.native.kernels import FEW
+from fathom.model.rope import Rope, YarnConfig
 
 CPU = torch.device("cpu")
 MOE_KINDS = [name for name, keys in MOES.items() if keys]
@@ -25,15 +23,6 @@ MOE_KINDS = [name for name, keys in MOES.items() if keys]
 
 def seeded(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-@settings(max_examples=30, deadline=None)
-@given(width=st.integers(1, 67), scale=st.sampled_from([0.0, 1e-4, 1.0, 1e4]), seed=st.integers(0, 99))
-def test_a_norm_is_the_formula(width: int, scale: float, seed: int) -> None:
-    norm, x = RMSNorm(width, eps=1e-5), seeded(2, 3, 2 * width, seed=seed)[..., ::2] * scale
-    norm.weight.data.copy_(seeded(width, seed=seed + 1))
-    with torch.no_grad():
-        torch.testing.assert_close(norm(x), rms_norm_plain(x, norm.weight, 1e-5), rtol=2e-6, atol=1e-6)
 
 
 def test_swiglu_is_the_formula() -> None:
@@ -58,12 +47,10 @@ def test_swiglu_is_the_formula() -> None:
 def test_a_rotation_is_the_formula(
     before: int, after: int, pairs: int, stretched: bool, dtype: torch.dtype, seed: int
 ) -> None:
-    """Whatever the rotary part lies between; only an even place of an even row is a complex number."""
+    """Whatever the rotary part lies between."""
     yarn = YarnConfig(factor=4.0, original_max_position_embeddings=8, mscale=0.7) if stretched else None
     rope = Rope.at(torch.tensor([[0, 5, 40], [7, 8, 9]]), 2 * pairs, 100.0, yarn)
     x = seeded(2, 3, 4, before + 2 * pairs + after, seed=seed).to(dtype)[..., before : before + 2 * pairs]
-    even = before % 2 == 0 and (before + after) % 2 == 0
-    assert are_pairs(x) == even
     with torch.no_grad():
         got = rope.turn(x)
         torch.testing.assert_close(got, rope.turn_plain(x))
@@ -113,18 +100,12 @@ def moe_of(kind: str) -> MoE:
 
 
 @pytest.mark.parametrize("kind", MOE_KINDS)
-@pytest.mark.parametrize("tokens", [1, 2, 5, 64])
-@pytest.mark.parametrize("small", [0, 1 << 18], ids=["chosen", "all"])
-def test_experts_are_visited_as_they_are_sorted(
-    kind: str, tokens: int, small: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(linear, "LEAST", 1)
-    monkeypatch.setattr(linear, "LEAST_ALONE", 1)
-    monkeypatch.setattr(experts, "SMALL", small)
+@pytest.mark.parametrize("tokens", [1, 2, 5, FEW, FEW + 1])
+def test_experts_are_visited_as_they_are_sorted(kind: str, tokens: int) -> None:
     moe, x = moe_of(kind), seeded(1, tokens, WIDTH, seed=tokens)
     sorted_out, told = moe(x)  # with gradients
     with torch.no_grad():
-        assert moe.experts.visits(x[0])
+        assert moe.experts.visits(x[0]) == (tokens <= FEW)
         visited, report = moe(x)
         again, _ = moe(x)
     assert close(visited, sorted_out)
@@ -133,21 +114,16 @@ def test_experts_are_visited_as_they_are_sorted(
     assert torch.equal(report.experts, told.experts)
 
 
-def test_many_tokens_and_gradients_are_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
-    routed, x = moe_of("v3").experts, seeded(70, WIDTH)
-    assert not routed.visits(x[:1])
+def test_gradients_and_other_dtypes_are_sorted() -> None:
+    routed, x = moe_of("v3").experts, seeded(3, WIDTH)
+    assert not routed.visits(x)
     with torch.no_grad():
-        assert routed.visits(x)  # all experts together are small
-        monkeypatch.setattr(experts, "ASKED", 3 * sum(weight.numel() for weight in routed.parameters()))
-        assert routed.visits(x[:3])
-        assert not routed.visits(x[:4])
-        monkeypatch.setattr(experts, "SMALL", 1)
-        assert routed.visits(x[:1])
-        assert not routed.visits(x[:2])  # small matrices: one call for all is faster
-        assert not routed.visits(x[:1].double())
+        assert routed.visits(x)
+        assert not routed.visits(x.double())
+        assert not routed.visits(x.bfloat16())  # another dtype than the weights'
 
 
-def test_nobody_is_moved_by_other_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_is_moved_by_other_rows() -> None:
     moe, x = moe_of("v3"), seeded(1, 5, WIDTH)
     with torch.no_grad():
         alone, _ = moe(x[:, :1])

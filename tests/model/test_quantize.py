@@ -15,17 +15,14 @@ from torch import Tensor, nn
 
 from fathom.errors import UserError
 from fathom.model.loss import language_model_loss
+from fathom.model.native import kernels
 from fathom.model.quantize import (
-    FEW,
     Int8,
     Int8Embedding,
     Int8Experts,
     Int8FeedForward,
-    Int8Head,
     Int8Linear,
-    Packed,
     by_blocks,
-    product_int8,
     quantize_int8,
     quantized,
     rebuilt,
@@ -38,79 +35,38 @@ from fathom.model.transformer import Transformer
     rows=st.integers(1, 9),
     width=st.integers(1, 33),
     scale=st.sampled_from([1e-6, 1e-2, 1.0, 1e4]),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     seed=st.integers(0, 99),
 )
-def test_no_weight_is_off_by_more_than_half_a_step(
-    rows: int, width: int, scale: float, dtype: torch.dtype, seed: int
-) -> None:
+def test_no_weight_is_off_by_more_than_half_a_step(rows: int, width: int, scale: float, seed: int) -> None:
     weight = torch.randn(2, rows, width, generator=torch.Generator().manual_seed(seed)) * scale
     weight[0, 0] = 0.0
-    q, steps = quantized(weight, dtype)
-    assert q.dtype == torch.int8
-    assert steps.dtype == dtype
+    q, steps = quantized(weight)
+    assert (q.dtype, steps.dtype) == (torch.int8, torch.float32)
     assert int(q.abs().max()) <= 127
-    exact = weight.abs().amax(-1) / 127
-    assert (steps.float() >= exact).all()
-    assert (steps.float() <= exact * (1 + 2**-7)).all()
     off = (rebuilt(q, steps) - weight).abs()
-    assert (off <= 0.5001 * steps.float().unsqueeze(-1)).all()
+    assert (off <= 0.5001 * steps.unsqueeze(-1)).all()
 
 
-@pytest.mark.parametrize("rows", [1, 3, FEW, FEW + 1])
+@pytest.mark.parametrize("rows", [1, 3, 33])
 @pytest.mark.parametrize("width", [32, 20, 200])  # whole vectors, and not
-def test_a_layer_is_right_to_the_rounding_of_bfloat16(rows: int, width: int) -> None:
-    x = torch.randn(rows, width).bfloat16()
-    q, scale = quantized(torch.randn(19, width), torch.bfloat16)
-    y, exact = product_int8(x, q, scale), x.double() @ rebuilt(q, scale).double().T
-    assert y.dtype == torch.bfloat16
-    assert close(y.double(), exact, 2**-8)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layer_is_the_product_with_what_it_rounded(rows: int, width: int, dtype: torch.dtype) -> None:
+    x = torch.randn(rows, width).to(dtype)
+    layer = Int8Linear(torch.randn(19, width))
+    exact = x.double() @ layer.dense().double().T
+    slow = layer(x)  # gradients are on: no kernel
+    with torch.no_grad():
+        y = layer(x)
+    assert y.dtype == slow.dtype == dtype
+    for got in (y, slow):
+        assert close(got.double(), exact, 2**-8 if dtype == torch.bfloat16 else 1e-4)
 
 
 def test_blocks_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    q, scale = quantized(torch.randn(19, 7), torch.float32)
+    q, scale = quantized(torch.randn(19, 7))
     x = torch.randn(5, 7)
     monkeypatch.setattr("fathom.model.quantize.BLOCK", 7 * 4)
     torch.testing.assert_close(by_blocks(x, q, scale), x @ rebuilt(q, scale).T)
-
-
-needs_fbgemm = pytest.mark.skipif(Packed.of(torch.ones(3, 4, dtype=torch.int8)) is None, reason="needs FBGEMM")
-
-
-@needs_fbgemm
-@settings(max_examples=40, deadline=None)
-@given(
-    rows=st.integers(1, 20),
-    width=st.integers(1, 70),
-    height=st.integers(1, 40),
-    outlier=st.sampled_from([1.0, 100.0]),
-    seed=st.integers(0, 99),
-)
-def test_a_packed_product_is_right_to_13_bits(rows: int, width: int, height: int, outlier: float, seed: int) -> None:
-    draw = torch.Generator().manual_seed(seed)
-    q = torch.randint(-127, 128, (height, width), generator=draw, dtype=torch.int8)
-    x = torch.randn(rows, width, generator=draw)
-    x[:, 0] *= outlier
-    packed = Packed.of(q)
-    assert packed is not None
-    y = packed.product(x)
-    most = x.abs().amax(-1, keepdim=True) / 15_000 * q.double().abs().sum(-1)  # each number of a row off by the most
-    assert ((y - x.double() @ q.double().T).abs() <= most + 1e-3).all()
-    assert torch.equal(packed.product(x[:1]), y[:1])  # rows do not touch each other
-    x[0, -1] = torch.nan
-    broken = packed.product(x)
-    assert not broken[0].isfinite().any()
-    assert torch.equal(broken[1:], y[1:])
-
-
-@needs_fbgemm
-def test_a_packed_product_of_extremes_does_not_overflow() -> None:
-    """All weights 127 and all numbers the largest: sums of two products of 8 bits would not fit into 16."""
-    packed, x = Packed.of(torch.full((5, 64), 127, dtype=torch.int8)), torch.full((2, 64), 3.0)
-    assert packed is not None
-    torch.testing.assert_close(packed.product(x), x @ torch.full((64, 5), 127.0), rtol=1e-4, atol=0)
-    torch.testing.assert_close(packed.product(-x), -x @ torch.full((64, 5), 127.0), rtol=1e-4, atol=0)
-    assert not packed.product(torch.zeros(2, 64)).any()
 
 
 SIZES: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "initializer_range": 0.1}
@@ -168,7 +124,7 @@ def test_every_matrix_is_in_int8(attention: str, moe: str, tied: bool) -> None:
     left = {name.split(".", 2)[-1] for name, _ in model.named_parameters() if "norm" not in name}
     assert {name.rsplit(".", 2)[-2] for name in left} <= {"kv_b_proj", "gate"}
     kinds = {type(module) for module in model.modules() if isinstance(module, Int8)}
-    assert kinds == {Int8Embedding, Int8Linear} | (set() if tied else {Int8Head})
+    assert kinds == {Int8Embedding, Int8Linear}
     assert not any(
         isinstance(module, nn.Linear | nn.Embedding) for name, module in model.named_modules() if "kv_b" not in name
     )
@@ -194,16 +150,13 @@ def test_what_others_ask_a_weight_about_is_still_answered() -> None:
         assert close(model.embed_tokens(torch.tensor([[3, 5]])), matrix[[3, 5]].unsqueeze(0), 0.005)
 
 
-def test_the_head_without_fbgemm_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    weight, x = torch.randn(29, 20), torch.randn(2, 3, 20)
-    head = Int8Head(weight)
-    monkeypatch.setattr(Packed, "of", lambda q: None)
-    other = Int8Head(weight)
-    assert other._packed is None
-    assert close(head(x), other(x), 1e-3)
-    monkeypatch.undo()
-    monkeypatch.delattr(torch, "fbgemm_pack_quantized_matrix", raising=False)
-    assert Packed.of(torch.ones(3, 4, dtype=torch.int8)) is None
+@pytest.mark.parametrize("moe", ["dense", "v3"])
+def test_without_kernels_it_says_nearly_the_same(moe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokens = quantize_int8(tiny_model("mla", moe).eval()), tokens_of(2, 7)
+    with torch.no_grad():
+        fast = model(tokens)
+        monkeypatch.setattr(kernels, "serve", lambda x: False)
+        assert close(fast, model(tokens), 1e-3)
 
 
 def test_a_model_in_bfloat16_can_be_quantized() -> None:
@@ -224,7 +177,7 @@ def tensors(part: Any) -> list[Tensor]:
     """Everything that a module holds, registered or not."""
     if isinstance(part, Tensor):
         return [part]
-    if isinstance(part, nn.Module | Packed):
+    if isinstance(part, nn.Module):
         return tensors(vars(part))
     values = part.values() if isinstance(part, dict) else part if isinstance(part, list | tuple) else ()
     return [t for value in values for t in tensors(value)]

@@ -67,12 +67,23 @@ def with_biased_weights(original: Any, router: Router, x: torch.Tensor) -> Choic
     return choice._replace(weights=router.scale * weights / weights.sum(-1, keepdim=True))
 
 
+def chosen_by(change: Callable[..., Any]) -> Patch:
+    """A mistake in how experts are chosen, where the formula chooses them and not the compiled kernel."""
+    patch = wrapped(routing, "choose", change)
+
+    def both(monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(routing.kernels, "few", lambda x, rows: False)
+        patch(monkeypatch)
+
+    return both
+
+
 MISTAKES: dict[str, tuple[str, Patch]] = {
-    "worst experts": (EXPERTS[0], wrapped(routing, "choose", lambda f, s, *rest: f(-s, *rest))),
-    "no groups": (EXPERTS[0], wrapped(routing, "choose", lambda f, s, k, *rest: f(s, k, 1, 1, "max"))),
+    "worst experts": (EXPERTS[0], chosen_by(lambda f, s, *rest: f(-s, *rest))),
+    "no groups": (EXPERTS[0], chosen_by(lambda f, s, k, *rest: f(s, k, 1, 1, "max"))),
     "groups by their best": (
         EXPERTS[0],
-        wrapped(routing, "choose", lambda f, s, k, groups, kept, score: f(s, k, groups, kept, "max")),
+        chosen_by(lambda f, s, k, groups, kept, score: f(s, k, groups, kept, "max")),
     ),
     "other affinities": (
         EXPERTS[1],

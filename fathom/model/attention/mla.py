@@ -28,6 +28,7 @@ from fathom.knobs import Knobs
 from fathom.model.attention.cache import LayerCache, Visibility
 from fathom.model.attention.kernel import attend
 from fathom.model.linear import Linear
+from fathom.model.native import kernels
 from fathom.model.norm import RMSNorm
 from fathom.model.precision import widen
 from fathom.model.rope import Rope, YarnConfig, softmax_scale
@@ -135,8 +136,12 @@ class MLA(nn.Module):
         heads is several times slower. One sequence, or one new token each, is folded without a copy.
         """
         rows, new = q_nope.shape[:2]
-        dtype = q_nope.dtype
-        weight = self.kv_b_proj.weight.to(dtype).view(self.heads, -1, self.latent)  # (N, H + V, C)
+        dtype, matrix = q_nope.dtype, self.kv_b_proj.weight
+        if new <= kernels.FEW and dtype == matrix.dtype and kernels.serve(q_nope):
+            return kernels.latent_attention(
+                q_nope, q_rope, c, k_rope, matrix, visible.mask, visible.causal, self.scale
+            )  # fmt: skip
+        weight = matrix.to(dtype).view(self.heads, -1, self.latent)  # (N, H + V, C)
         w_uk, w_uv = weight[:, : self.nope], weight[:, self.nope :]
         c, k_rope = c.to(dtype), k_rope.to(dtype)
         carried = torch.bmm(q_nope.flatten(0, 1).transpose(0, 1), w_uk)  # (N, B T, C)

@@ -9,21 +9,12 @@ linear): the row is narrower there, and the experts' outputs need not be kept fo
 sorted by expert and are the same function. `auto` is grouped where PyTorch's kernel can run (row sizes of a multiple
 of 16 bytes, float32 or bfloat16), else the loop.
 
-Generating text, there are so few tokens that sorting them costs more than their products. `visit` takes them unsorted
-and goes only to the experts that were chosen. Where all experts together are small, even that is more to do than to
-ask every expert about every token (`ask_all`), and the work no longer depends on what was chosen. In microseconds, two
-cores without AVX-512 and one thread, 8 experts of 64, 2 a token, hidden 96:
-
-    tokens      1     2     4     8    16    32    64
-    sorted    409   451   486   556   564   633   725
-    visit     198   387   510   616   696   770
-    ask_all   175   185   266   292   356   507   808
+Generating text, there are so few tokens that sorting them costs more than their products: the compiled kernel takes
+them as they are (`visit`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import groupby
 from typing import Literal
 
 import torch
@@ -31,13 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fathom.model.feedforward import weighted_swiglu
-from fathom.model.linear import is_plain, product, turns
-from fathom.model.precision import compute_dtype, widen
+from fathom.model.native import kernels
+from fathom.model.precision import compute_dtype
 
 ExpertsImplementation = Literal["auto", "grouped_mm", "eager"]
-
-SMALL = 1 << 18  # elements of all experts together, up to which a few tokens ask all of them ...
-ASKED = 1 << 22  # ... as long as there are no more tokens times elements
 
 
 class Experts(nn.Module):
@@ -57,19 +45,11 @@ class Experts(nn.Module):
 
     def visits(self, x: Tensor) -> bool:
         """Whether `visit` is the faster way for tokens x (n, D)."""
-        few = x.shape[0] == 1 or turns(x.shape[0], self.gate_up_proj.numel() // len(self.gate_up_proj))
-        return is_plain(x) and (few or self._asks_all(x))
-
-    def _asks_all(self, x: Tensor) -> bool:
-        size = self.gate_up_proj.numel() + self.down_proj.numel()
-        return size <= SMALL and x.shape[0] * size <= ASKED
+        return x.dtype == self.down_proj.dtype and kernels.few(x, x.shape[0])
 
     def visit(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """x (n, D), chosen (n, K) int64, weights (n, K) float32 -> (n, D), a token's K outputs weighted and added."""
-        gate_up, down = self.gate_up_proj, self.down_proj
-        if self._asks_all(x):
-            return ask_all(x, chosen, weights, gate_up, down)
-        return visit(x, chosen, weights, lambda e, x: product(x, gate_up[e]), lambda e, x: product(x, down[e]))
+        return kernels.experts(x, chosen, weights, (self.gate_up_proj, None), (self.down_proj, None))
 
     def _grouped(self, dtype: torch.dtype, device: torch.device) -> bool:
         if self.implementation != "auto":
@@ -95,37 +75,3 @@ def experts_loop(x: Tensor, weights: Tensor, counts: Tensor, gate_up: Tensor, do
     lengths = counts.tolist()
     parts = zip(x.split(lengths), weights.split(lengths), gate_up.unbind(0), down.unbind(0), strict=True)
     return torch.cat([F.linear(weighted_swiglu(F.linear(x_e, w_in), g_e), w_out) for x_e, g_e, w_in, w_out in parts])
-
-
-Product = Callable[[int, Tensor], Tensor]
-
-
-def visit(x: Tensor, chosen: Tensor, weights: Tensor, enter: Product, leave: Product) -> Tensor:
-    """Some tokens: each chosen expert once, with the rows that chose it; as `Experts.visit`.
-
-    enter, leave: products of an expert's rows, (e, (m, D)) -> (m, 2 I) and (e, (m, I)) -> (m, D), in the dtype of x.
-    """
-    n, k = chosen.shape
-    flat = chosen.flatten().tolist()
-    if n == 1:  # nothing to sort
-        both = torch.cat([enter(e, x) for e in flat])
-        inner = weighted_swiglu(widen(both), weights[0]).to(x.dtype).split(1)
-        return widen(torch.cat([leave(e, row) for e, row in zip(flat, inner, strict=True)])).sum(0, keepdim=True)
-    order = sorted(range(n * k), key=flat.__getitem__)  # the assignment of each sorted row
-    runs = [(e, len(list(same))) for e, same in groupby(flat[i] for i in order)]
-    lengths = [length for _, length in runs]
-    place = torch.tensor(order)
-    rows = x.index_select(0, place.div(k, rounding_mode="floor")).split(lengths)
-    both = torch.cat([enter(e, row) for (e, _), row in zip(runs, rows, strict=True)])
-    inner = weighted_swiglu(widen(both), weights.flatten().index_select(0, place)).to(x.dtype).split(lengths)
-    out = widen(torch.cat([leave(e, row) for (e, _), row in zip(runs, inner, strict=True)]))
-    return out.index_select(0, place.argsort()).view(n, k, -1).sum(1)
-
-
-def ask_all(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """All experts for all tokens, weighed 0 where they were not chosen; as `Experts.visit`."""
-    n, experts = len(x), len(gate_up)
-    share = weights.new_zeros(n, experts).scatter_(1, chosen, weights).flatten()
-    both = F.linear(x, gate_up.flatten(0, 1)).view(n * experts, -1)
-    inner = weighted_swiglu(both, share).view(n, experts, -1)
-    return torch.bmm(inner.transpose(0, 1), down.transpose(1, 2)).sum(0)

@@ -1,0 +1,285 @@
+"""The compiled kernels beside their slow twins, and what happens where nothing can be compiled."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import close, tiny_model, tokens_of
+from torch import Tensor
+
+from fathom.model.feedforward import swiglu_plain
+from fathom.model.moe.router import Router
+from fathom.model.native import build, kernels
+from fathom.model.norm import rms_norm_plain
+from fathom.model.quantize import quantized, rebuilt
+
+pytestmark = pytest.mark.skipif(build.find_compiler() is None, reason="needs a C++ compiler")
+DTYPES = [torch.float32, torch.bfloat16]
+EPS = {torch.float32: 2e-6, torch.bfloat16: 2**-8}
+
+
+def seeded(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets them, for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+# --- products ----------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 19),
+    width=st.sampled_from([1, 7, 16, 31, 64, 67, 2048, 2061]),
+    height=st.integers(1, 21),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 99),
+)
+def test_a_product_is_linear(rows: int, width: int, height: int, dtype: torch.dtype, seed: int) -> None:
+    x, weight = seeded(rows, width, seed=seed).to(dtype), seeded(height, width, seed=seed + 1).to(dtype)
+    y = kernels.product(x, weight)
+    assert y.dtype == dtype
+    assert close(y.double(), F.linear(x.double(), weight.double()), EPS[dtype])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 9),
+    width=st.sampled_from([1, 7, 32, 67, 2048, 2061, 4099]),
+    height=st.integers(1, 21),
+    outlier=st.sampled_from([1.0, 100.0]),
+    seed=st.integers(0, 99),
+)
+def test_a_product_with_int8_is_right_to_16_bits(rows: int, width: int, height: int, outlier: float, seed: int) -> None:
+    x, (q, scales) = seeded(rows, width, seed=seed), quantized(seeded(height, width, seed=seed + 1))
+    x[:, 0] *= outlier
+    y = kernels.product(x, q, scales)
+    most = x.abs().amax(-1, keepdim=True) / 65_534 * rebuilt(q, scales).double().abs().sum(-1)
+    exact = x.double() @ rebuilt(q, scales).double().T
+    assert ((y - exact).abs() <= most + 3e-6 * exact.abs().max()).all()
+
+
+def test_the_largest_whole_numbers_do_not_overflow() -> None:
+    q, scales, x = torch.full((5, 4096), 127, dtype=torch.int8), torch.ones(5), torch.full((3, 4096), 3.0)
+    for sign in (1, -1):
+        torch.testing.assert_close(kernels.product(sign * x, q, scales), sign * x @ q.float().T, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
+def test_a_row_does_not_depend_on_the_others(kind: str) -> None:
+    weight, scales = seeded(37, 83), None
+    if kind == "int8":
+        weight, scales = quantized(weight)
+    elif kind == "bfloat16":
+        weight = weight.bfloat16()
+    x = seeded(19, 83, seed=1)
+    together = kernels.product(x, weight, scales)
+    for count in range(1, 20):
+        assert torch.equal(kernels.product(x[:count], weight, scales), together[:count])
+    x[0, 3], x[1, 5], x[2] = torch.nan, torch.inf, 0.0
+    broken = kernels.product(x, weight, scales)
+    assert not broken[:2].isfinite().any()
+    assert not broken[2].any()
+    assert torch.equal(broken[3:], together[3:])
+
+
+def test_numbers_too_small_to_be_inverted_are_zero() -> None:
+    q, scales = quantized(seeded(3, 8))
+    assert not kernels.product(torch.full((1, 8), 1e-39), q, scales).any()
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_threads_share_the_work_and_change_nothing(count: int, threads: Callable[[int], None]) -> None:
+    x, weight = seeded(5, 256), seeded(531, 256, seed=1)
+    router, chosen = seeded(9, 256, seed=2), torch.tensor([[0, 2], [2, 1], [0, 1], [2, 0], [1, 2]])
+    gate_up, down, shares = seeded(3, 94, 256, seed=3), seeded(3, 256, 47, seed=4), torch.rand(5, 2)
+    q, q_rope, c, k_rope = seeded(3, 1, 5, 16), seeded(3, 1, 5, 8), seeded(3, 300, 48), seeded(3, 300, 8, seed=5)
+    kv_b = seeded(5 * (16 + 12), 48, seed=6)
+
+    def everything() -> list[Tensor]:
+        return [
+            kernels.product(x, weight),
+            kernels.product(x, *quantized(weight)),
+            kernels.experts(x, chosen, shares, (gate_up, None), (down, None)),
+            kernels.experts(x, chosen, shares, quantized(gate_up), quantized(down)),
+            kernels.latent_attention(q, q_rope, c, k_rope, kv_b, None, False, 0.2),
+            kernels.rms_norm(seeded(300, 256), seeded(256), 1e-6),
+            kernels.product(x, router),
+        ]
+
+    alone = everything()
+    threads(count)
+    for one, several in zip(alone, everything(), strict=True):
+        assert torch.equal(one, several)
+
+
+# --- networks ----------------------------------------------------------------
+
+
+def plain_network(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    gate, up, down = gate.double(), up.double(), down.double()
+    return F.linear(swiglu_plain(F.linear(x.double(), gate), F.linear(x.double(), up)), down)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 9), outer=st.integers(1, 40), inner=st.integers(1, 40), dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_a_network_is_swiglu(rows: int, outer: int, inner: int, dtype: torch.dtype, seed: int) -> None:
+    x = seeded(rows, outer, seed=seed).to(dtype)
+    gate, up = (seeded(inner, outer, seed=seed + n).to(dtype) for n in (1, 2))
+    down = seeded(outer, inner, seed=seed + 3).to(dtype)
+    y = kernels.network(x, (gate, None), (up, None), (down, None))
+    assert close(y.double(), plain_network(x, gate, up, down), 10 * EPS[dtype])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 40), experts=st.integers(1, 9), outer=st.integers(1, 40), inner=st.integers(1, 40),
+    kind=st.sampled_from(["float32", "bfloat16", "int8"]), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_experts_are_networks_weighted(rows: int, experts: int, outer: int, inner: int, kind: str, seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    k = int(torch.randint(1, experts + 1, (), generator=draw))
+    chosen = torch.rand(rows, experts, generator=draw).argsort(-1)[:, :k]
+    weights, x = torch.rand(rows, k, generator=draw), seeded(rows, outer, seed=seed)
+    gate_up, down = seeded(experts, 2 * inner, outer, seed=seed + 1), seeded(experts, outer, inner, seed=seed + 2)
+    kept: list[tuple[Tensor, Tensor | None]] = [(gate_up, None), (down, None)]
+    if kind == "int8":
+        kept = [quantized(gate_up), quantized(down)]
+        gate_up, down = rebuilt(*quantized(gate_up)), rebuilt(*quantized(down))
+    elif kind == "bfloat16":
+        gate_up, down, x = gate_up.bfloat16(), down.bfloat16(), x.bfloat16()
+        kept = [(gate_up, None), (down, None)]
+    y = kernels.experts(x, chosen, weights, *kept)
+    exact = torch.zeros(rows, outer, dtype=torch.float64)
+    for e in range(experts):
+        share = (weights * (chosen == e)).sum(-1, keepdim=True).double()
+        exact += share * plain_network(x, *gate_up[e].chunk(2), down[e])
+    assert y.dtype == x.dtype
+    assert close(y.double(), exact, 2**-8 if kind == "bfloat16" else 1e-3 if kind == "int8" else 3e-5)
+    alone = torch.cat(
+        [kernels.experts(x[i : i + 1], chosen[i : i + 1], weights[i : i + 1], *kept) for i in range(rows)]
+    )
+    assert torch.equal(alone, y)
+
+
+# --- the router ----------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 16), k=st.integers(1, 4), groups=st.sampled_from([1, 2, 4]),
+    scoring=st.sampled_from(["softmax", "sigmoid"]), best=st.sampled_from(["max", "top2"]), norm=st.booleans(),
+    scale=st.sampled_from([1.0, 2.5]), dtype=st.sampled_from(DTYPES), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_the_router_chooses_as_it_does(
+    rows: int, k: int, groups: int, scoring: str, best: str, norm: bool, scale: float, dtype: torch.dtype, seed: int
+) -> None:
+    router = Router(
+        13, 12, k, scoring_func=scoring, norm_topk_prob=norm, scale=scale, n_group=groups,
+        topk_group=max(1, groups - 1) if groups == 1 or k <= 12 // groups * (groups - 1) else groups, group_score=best,
+    )  # fmt: skip
+    router.weight.data.copy_(seeded(12, 13, seed=seed))
+    router.e_score_correction_bias.copy_(seeded(12, seed=seed + 1) * 0.3)
+    router, x = router.to(dtype), seeded(rows, 13, seed=seed + 2).to(dtype)
+    want = router(x)  # gradients are recorded: the formula
+    with torch.no_grad():
+        assert kernels.few(x, rows)
+        got = router(x)
+    assert torch.equal(got.experts, want.experts)
+    for a, b in zip(got[1:], want[1:], strict=True):
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+# --- norms ----------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    width=st.integers(1, 67), scale=st.sampled_from([0.0, 1e-4, 1.0, 1e4]), dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_a_norm_is_the_formula(width: int, scale: float, dtype: torch.dtype, seed: int) -> None:
+    x, weight = (seeded(2, 3, 2 * width, seed=seed)[..., ::2] * scale).to(dtype), seeded(width, seed=seed + 1)
+    got = kernels.rms_norm(x, weight, 1e-5)
+    torch.testing.assert_close(got.float(), rms_norm_plain(x, weight, 1e-5).float(), rtol=2 * EPS[dtype], atol=1e-6)
+
+
+# --- compiling ----------------------------------------------------------------
+
+
+@pytest.fixture
+def anew() -> Iterator[None]:
+    """The library is looked for again, and again after the test."""
+    build.library.cache_clear()
+    yield
+    build.library.cache_clear()
+
+
+@pytest.mark.usefixtures("anew")
+def test_without_a_compiler_pytorch_does_everything(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, tokens = tiny_model("mla_low_rank", "v3").eval(), tokens_of(2, 7)
+    with torch.no_grad():
+        fast = model(tokens)
+        build.library.cache_clear()
+        monkeypatch.setenv("CXX", "")
+        with caplog.at_level(logging.INFO, "fathom"):
+            slow = model(tokens)
+    assert close(fast, slow)
+    assert len(caplog.records) == 1
+    assert "no C++ compiler" in caplog.text
+
+
+@pytest.mark.usefixtures("anew")
+@pytest.mark.parametrize("compiler", ["false", "no-such-compiler", "echo"])
+def test_a_compiler_that_fails_is_named_once(
+    compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setenv("FATHOM_CACHE", str(tmp_path))
+    assert build.library() is None
+    assert build.library() is None
+    assert [record.levelname for record in caplog.records if record.levelno > logging.INFO] == ["WARNING"]
+    assert f"could not be compiled by {compiler}" in caplog.text
+    assert not list(tmp_path.rglob("*.so"))
+
+
+@pytest.mark.usefixtures("anew")
+def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FATHOM_CACHE", str(tmp_path / "file"))
+    assert build.library() is None
+
+
+def test_it_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = build.find_compiler()
+    assert compiler is not None
+    made = build.compiled(compiler, tmp_path)
+    assert [path.suffix for path in tmp_path.iterdir() if path.name != "lock"] == [".so"]
+    run = subprocess.run
+
+    def only_asks(command: list[str], **keys: object) -> object:
+        assert command[-1] == "--version"
+        return run(command, **keys)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(subprocess, "run", only_asks)
+    assert build.compiled(compiler, tmp_path) == made
