@@ -21,12 +21,14 @@ class Batch:
     positions  (B, T)  rotary positions; restart at 0 with every document when documents are kept apart
     segments   (B, T)  or None: the number of the document that a token belongs to, counted in its row; tokens of
                        different segments do not see each other. None: a row is one causal stretch
+    origins    (B)     or None: where each row begins in the training text, all its sources in a row, counted in tokens
     """
 
     tokens: Tensor
     targets: Tensor
     positions: Tensor
     segments: Tensor | None = None
+    origins: Tensor | None = None
 
     @property
     def target_count(self) -> int:
@@ -42,8 +44,8 @@ class Batch:
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        segments = None if self.segments is None else change(self.segments)
-        return Batch(change(self.tokens), change(self.targets), change(self.positions), segments)
+        segments, origins = (None if x is None else change(x) for x in (self.segments, self.origins))
+        return Batch(change(self.tokens), change(self.targets), change(self.positions), segments, origins)
 
     def __len__(self) -> int:
         return self.tokens.shape[0]

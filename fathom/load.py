@@ -78,6 +78,8 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype: str | torc
     tokenizer = read_tokenizer(folder)
     model = empty_model(config.model)
     checkpoint.load_model(model, names_of(config.model))
+    if model.memory is not None:
+        model.memory.load(folder.path)
     metrics = {"val_loss": checkpoint.val_loss} if checkpoint.val_loss is not None else {}
     return Run(folder.path, checkpoint.step, config, model.to(where, kind).eval(), tokenizer, where, metrics)
 

@@ -165,6 +165,10 @@ def _train(run: RunConfig, world: World, device: Device, earlier: Earlier | None
     ground = _on_first(world, lambda: _lay(run, earlier), lambda: _stand_on(run))
     run, folder, tokenizer = ground.run, ground.folder, ground.tokenizer
     model = build_model(run, device)
+    if model.memory is not None:
+        model.memory.count(ground.text.beginning(model.memory.config.tokens))
+        if world.is_first:
+            model.memory.save(folder.path)
     cost = Cost(run.model)
     if world.is_first:
         _write_facts(folder, run, cost, device, world)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -353,3 +354,56 @@ def test_user_errors_have_no_traceback(tmp_path: Path) -> None:
 
 def test_every_user_error_is_one_family() -> None:
     assert issubclass(CheckpointError, UserError)
+
+
+# --- a memory of n-grams ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def remembering(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("memory") / "run"
+    return fathom.train(TINY, settings(text, folder, **MEMORY))
+
+
+MEMORY: dict[str, Any] = {
+    "tokenizer": {"kind": "character"}, "model.mtp.num_nextn_predict_layers": 0, "model.ngram": {"order": 5},
+}  # fmt: skip
+
+
+def test_a_memory_is_counted_saved_and_opened(remembering: Run, whole: Run) -> None:
+    assert remembering.model.memory is not None
+    assert float(table(remembering.path / "metrics.csv")[0]["train_loss"]) < 2.0  # what counting alone knows
+    opened = fathom.load(remembering.path)
+    tokens = torch.tensor([opened.tokenizer.encode("the union of")])
+    assert torch.equal(opened.model(tokens), remembering.model(tokens))
+    options = {"max_tokens": 5, "temperature": 0.9, "seed": 3}
+    assert opened.generate("the union", **options) == remembering.generate("the union", **options)
+    assert not (whole.path / "ngrams.safetensors").exists()
+
+
+def test_a_run_with_a_memory_goes_on_as_if_it_had_not_stopped(remembering: Run, text: Path, tmp_path: Path) -> None:
+    given = settings(text, tmp_path / "run", **MEMORY)
+    fathom.train(TINY, given)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-8")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-6", ignore_errors=True)
+    fathom.train(TINY, given, resume=tmp_path / "run")
+    a, b = RunFolder.open(remembering.path).at(8), RunFolder.open(tmp_path / "run").at(8)
+    assert (a.path / "model.safetensors").read_bytes() == (b.path / "model.safetensors").read_bytes()
+
+
+def test_a_memory_is_ours_alone(remembering: Run, tmp_path: Path) -> None:
+    from fathom.hub.gguf import export_gguf
+    from fathom.hub.huggingface import export, weights_of
+
+    config, weights = remembering.model.config, weights_of(remembering.model)
+    with pytest.raises(ConfigError, match=r"no other engine has a place for model\.ngram"):
+        export(config, weights, tmp_path / "hf", remembering.tokenizer)
+    with pytest.raises(ConfigError, match=r"no other engine has a place for model\.ngram"):
+        export_gguf(config, weights, tmp_path / "x.gguf", remembering.tokenizer)
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_many_tokens_for_a_memory_are_refused(text: Path, tmp_path: Path) -> None:
+    given = settings(text, tmp_path / "run", **{**MEMORY, "tokenizer": {"kind": "bpe", "vocab_size": 1100}})
+    with pytest.raises(ConfigError, match=r"at most 1,024 tokens"):
+        fathom.train(TINY, {**given, "model.vocab_size": 1100})

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from fathom.batch import Batch
 from fathom.data import prepare
 from fathom.data.cache import key_of
@@ -61,6 +64,15 @@ class Corpus:
         """Stands for the tokens, their mixture and their packing."""
         said = [source.fingerprint for source in self.shards], self.weights, self.batching.model_dump(mode="json")
         return key_of(said)
+
+    def beginning(self, tokens: int) -> Tensor:
+        """At most so many of the first tokens of all sources, one after the other: (N) int64."""
+        parts = []
+        for source in self.shards:
+            taken = min(tokens, source.totals.tokens)
+            parts.append(torch.from_numpy(source.read(0, taken)))
+            tokens -= taken
+        return torch.cat(parts)
 
     def train_loader(
         self, batch_size: int, sequence_length: int, seed: int, rank: int = 0, world: int = 1

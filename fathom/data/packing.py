@@ -11,6 +11,7 @@ Dynamic   one document a row, documents of like length together, padded to the l
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Annotated, Literal, Protocol
 
 import numpy as np
@@ -75,6 +76,11 @@ def share(rows: int, rank: int, world: int) -> range:
     return range(rank * rows // world, (rank + 1) * rows // world)
 
 
+def before(shards: Sequence[Shards]) -> list[int]:
+    """Tokens of the sources before each."""
+    return [0, *accumulate(source.totals.tokens for source in shards)][:-1]
+
+
 class StreamPacking:
     """`Packed`. What is left over at the end of a source is at its start in another epoch."""
 
@@ -95,6 +101,7 @@ class StreamPacking:
                 )
         self.apart, self.shards = config.keep_documents_apart, shards
         self.rows, self.length, self.seed = batch_size, length, seed
+        self._before = before(shards)
         self._left = [(source.totals.tokens - 1) % length for source in shards]
         self._mixture = Mixture([(source.totals.tokens - 1) // length for source in shards], weights, seed)
 
@@ -112,7 +119,7 @@ class StreamPacking:
         draw = self._mixture.draw(number)
         shift = stream(self.seed, "data", "shift", draw.source, draw.epoch) % (self._left[draw.source] + 1)
         start = shift + draw.item * self.length
-        return Row(self.shards[draw.source], start, start + self.length + 1)
+        return Row(self.shards[draw.source], start, start + self.length + 1, self._before[draw.source])
 
 
 class DynamicPacking:
@@ -128,6 +135,7 @@ class DynamicPacking:
         seed: int,
     ) -> None:
         self.rows, self.length, self.seed = batch_size, length, seed
+        self._before = before(shards)
         self._sources = [_ByLength(source, config.like, batch_size, length) for source in shards]
         self._mixture = Mixture([len(source.starts) for source in self._sources], weights, seed)
 
@@ -146,7 +154,7 @@ class DynamicPacking:
         rows: list[Row | None] = [None] * max(self.rows, len(pieces))
         mine = share(len(rows), rank, world)
         for number in mine[: max(0, len(pieces) - mine.start)]:
-            rows[number] = Row(source.shards, *pieces[number])
+            rows[number] = Row(source.shards, *pieces[number], self._before[draw.source])
         return stacked(rows[mine.start : mine.stop], width, apart=True)
 
 

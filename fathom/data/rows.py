@@ -15,9 +15,11 @@ PADDING = -1  # the segment of tokens that stand for nothing
 
 
 class Row:
-    """Tokens start .. stop - 1 of a stream of documents: the inputs and, one further on, the targets of one row."""
+    """Tokens start .. stop - 1 of a stream of documents: the inputs and, one further on, the targets of one row.
+    before: tokens of the sources before this one, if it is training text."""
 
-    def __init__(self, source: Shards, start: int, stop: int) -> None:
+    def __init__(self, source: Shards, start: int, stop: int, before: int | None = None) -> None:
+        self.origin = -1 if before is None else before + start
         self.ids: Ids = source.read(start, stop)
         first, last = np.searchsorted(source.ends, [start, stop - 1], side="right")
         self.borders: Ids = np.asarray(source.ends[first:last], dtype=np.int64) - start  # where a document begins
@@ -56,10 +58,12 @@ def stacked(rows: Sequence[Row | None], width: int, apart: bool) -> Batch:
             document = row.document_numbers
             segments[number, :n], positions[number, :n] = document[:-1], row.restarting_positions[:-1]
             targets[number, :n][document[1:] != document[:-1]] = IGNORE
+    origins = [-1 if row is None else row.origin for row in rows]
     padded = apart or bool((segments == PADDING).any())
     return Batch(
         torch.from_numpy(tokens),
         torch.from_numpy(targets),
         torch.from_numpy(positions),
         torch.from_numpy(segments) if padded else None,
+        torch.tensor(origins) if max(origins, default=-1) >= 0 else None,
     )

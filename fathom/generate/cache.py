@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fathom.model.attention.cache import Visibility
@@ -22,6 +23,7 @@ class Cache:
         self, widths: Sequence[int], rows: int, capacity: int, dtype: torch.dtype, device: torch.device | str
     ) -> None:
         self._kept = tuple(torch.empty(rows, capacity, width, dtype=dtype, device=device) for width in widths)
+        self._tokens = torch.empty(rows, 0, dtype=torch.int64, device=device)
         self._length = 0
         self.capacity = capacity
 
@@ -53,6 +55,12 @@ class Cache:
             kept[:, self._length : end] = part
         self._length = end
         return tuple(kept[:, :end] for kept in self._kept)
+
+    def before(self, tokens: Tensor, count: int) -> Tensor:
+        """The `count` tokens before these, -1 where there were none."""
+        seen = self._tokens[:, : self._length]
+        self._tokens = torch.cat((seen, tokens), 1)
+        return F.pad(seen[:, max(0, self._length - count) :], (max(0, count - self._length), 0), value=-1)
 
     def rewind(self, length: int) -> None:
         """Forget everything after the first `length` tokens."""

@@ -24,7 +24,7 @@ from fathom.errors import ConfigError, DependencyError
 from fathom.hub.deepseek import DeepSeekV2, DeepSeekV3
 from fathom.hub.family import BIAS, Family, Keys, Stream, Weights, has_uneven_bias, mixture, moe_layers
 from fathom.hub.grouped import Ernie, Llama, Mixtral
-from fathom.hub.huggingface import blank_weights, check_vocabulary, check_weights, whole_file, without_mtp
+from fathom.hub.huggingface import blank_weights, check_memory, check_vocabulary, check_weights, whole_file, without_mtp
 from fathom.hub.names import gguf_name
 from fathom.hub.pre import pre_tokenizer
 from fathom.log import log
@@ -68,6 +68,7 @@ class Plan:
 
 def plan(config: ModelConfig, weights: Weights, mtp: bool) -> Plan:
     """Choose the architecture. ConfigError: llama.cpp has none for this model."""
+    check_memory(config)
     if not mtp:
         config = without_mtp(config)
     name, family = _choose(config, weights)

@@ -58,8 +58,18 @@ def weights_of(model: Transformer) -> Weights:
     return names_of(model.config).to_disk(model.state_dict())
 
 
+def check_memory(config: ModelConfig) -> None:
+    """ConfigError: a model with an n-gram memory, which is nobody's but ours."""
+    if config.ngram is not None:
+        raise ConfigError(
+            "no other engine has a place for model.ngram, the memory of n-grams, and without it the model says "
+            "something else. Serve the run with fathom serve, or train one with model.ngram: null"
+        )
+
+
 def choose(config: ModelConfig, weights: Weights, family: str = "auto") -> Family:
     """The family of that name, or with `auto` the first that can hold the model. ConfigError says why none can."""
+    check_memory(config)
     if family != "auto":
         if family not in FAMILIES:
             raise ConfigError(f"there is no family {family}; possible are auto, {', '.join(FAMILIES)}")

@@ -1,6 +1,6 @@
 """What a model costs, from its configuration alone: parameters, operations, cache and memory. No weight is ever made.
 
-    parameters     2 V D (V D when tied) + D + sum over layers (attention + 2 D + feed-forward)
+    parameters     2 V D (V D when tied) + D + sum over layers (attention + 2 D + feed-forward) + n-gram memory
     active         the same with K of E routed experts, and without an input embedding that is only looked up (untied)
     a token        2 operations a matrix weight, and 2 S N (H + V) a layer for scores and their sums over S seen tokens
     training       three times the forward pass: once down, twice up
@@ -107,9 +107,16 @@ class Cost:
         """Attention, feed-forward and two norms; MTP depth k is layer num_hidden_layers + k."""
         return self.attention() + self.feed_forward(layer) + Size(vectors=2 * self.config.hidden_size)
 
+    def memory(self) -> Size:
+        """The n-gram memory's two projections, (V + 2 K) D and D K + K; its counts are no weights."""
+        ngram, width = self.config.ngram, self.config.hidden_size
+        if ngram is None:
+            return Size()
+        return Size(used=(self.vocabulary + 3 * ngram.order) * width, vectors=ngram.order)
+
     def trunk(self) -> Size:
         """All layers, the final norm and the head; the input embedding is not in it unless tied."""
-        layers = sum((self.layer(i) for i in range(self.config.num_hidden_layers)), Size())
+        layers = sum((self.layer(i) for i in range(self.config.num_hidden_layers)), self.memory())
         return layers + Size(used=self.vocabulary * self.config.hidden_size, vectors=self.config.hidden_size)
 
     def mtp(self) -> Size:

@@ -7,6 +7,7 @@
     | router                                              | N(0, router_initializer_range, or s)                |
     | norms                                               | 1                                                   |
     | selection bias                                      | 0                                                   |
+    | gate of the n-gram memory                           | 0, and 1 for the longest context                    |
 
 Each tensor has a generator of its own, seeded by (seed, its name): a weight does not depend on which other parts the
 model has, so that two runs that differ in one part start alike everywhere else.
@@ -48,3 +49,5 @@ def init_weights(model: Transformer, seed: int) -> None:
         weight.copy_(drawn)
     for layer in model.moe_layers().values():
         layer.gate.e_score_correction_bias.zero_()
+    if model.memory is not None:
+        model.memory.reset_gate()

@@ -169,7 +169,7 @@ def language_model_loss(
     the configuration's first.
     """
     count = max(1, batch.target_count if token_count is None else token_count)
-    hidden, reports = model.trunk(batch.tokens, batch.positions, batch.segments)
+    hidden, reports = model.trunk(batch.tokens, batch.positions, batch.segments, origins=batch.origins)
     routing = list(reports)
     matrix = model.head_weight
     total, next_token = scaled_cross_entropy(hidden.flatten(0, 1), matrix, batch.targets.flatten(), 1 / count, chunk)

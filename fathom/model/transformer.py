@@ -16,6 +16,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from fathom.errors import ConfigError
 from fathom.knobs import Knobs
 from fathom.model.attention.cache import LayerCache, Visibility
 from fathom.model.attention.gqa import GQAConfig
@@ -25,6 +26,7 @@ from fathom.model.linear import Embedding, Linear
 from fathom.model.moe.balance import LossFree, RoutingReport, update_bias
 from fathom.model.moe.layer import MoE, MoEConfig
 from fathom.model.mtp import MTPConfig, MTPLayer
+from fathom.model.ngram.memory import LARGEST, NgramConfig, NgramMemory
 from fathom.model.norm import RMSNorm
 from fathom.model.rope import Rope
 
@@ -58,6 +60,8 @@ class ModelConfig(Knobs):
     """null: a dense model."""
     mtp: MTPConfig = MTPConfig()
     """Multi-token prediction."""
+    ngram: NgramConfig | None = None
+    """A memory of n-grams beside the network, or null."""
 
     @model_validator(mode="after")
     def _fits(self) -> ModelConfig:
@@ -89,7 +93,21 @@ class ModelConfig(Knobs):
                 f"max_position_embeddings is {self.max_position_embeddings}, more than rope_scaling.factor x "
                 f"original_max_position_embeddings = {scaling.factor * scaling.original_max_position_embeddings:g}"
             )
+        if self.ngram is not None and self.mtp.num_nextn_predict_layers:
+            raise ValueError(
+                "ngram and mtp.num_nextn_predict_layers are both given, and MTP depths have no n-gram memory; "
+                "give one of them"
+            )
+        self.check_vocabulary()
         return self
+
+    def check_vocabulary(self) -> None:
+        """ConfigError: it is too large for the n-gram memory, which may show only when the tokenizer is known."""
+        if self.ngram is not None and (self.vocab_size or 0) > LARGEST:
+            raise ConfigError(
+                f"model.ngram is for vocabularies of at most {LARGEST:,} tokens, and there are {self.vocab_size:,}; "
+                "use tokenizer: {kind: character}, or leave model.ngram out"
+            )
 
     def moe_of(self, layer: int) -> MoEConfig | None:
         """The MoE of a layer, or None where it is dense. MTP depths (from num_hidden_layers on) are MoE if the model
@@ -107,7 +125,8 @@ class ModelConfig(Knobs):
 
 
 class Trunk(NamedTuple):
-    """hidden (B, T, D) after the final norm; routing: one report a MoE layer, in order of layers."""
+    """hidden (B, T, D) after the final norm, with an n-gram memory (B, T, D + V): beside it what that adds to the
+    logits. routing: one report a MoE layer, in order of layers."""
 
     hidden: Tensor
     routing: tuple[RoutingReport, ...]
@@ -125,6 +144,7 @@ class Transformer(nn.Module):
         super().__init__()
         if config.vocab_size is None:
             raise ValueError("vocab_size is null: fill it from the tokenizer before building the model")
+        config.check_vocabulary()
         self.config = config
         self.run_block: Callable[..., Any] = call
         width, eps, count = config.hidden_size, config.rms_norm_eps, config.num_hidden_layers
@@ -136,13 +156,18 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(block(i) for i in range(count))
         self.norm = RMSNorm(width, eps)
         self.lm_head = None if config.tie_word_embeddings else Linear(width, config.vocab_size)
+        self.memory = None if config.ngram is None else NgramMemory(config.ngram, width, config.vocab_size)
         depths = range(config.mtp.num_nextn_predict_layers)
         self.mtp = nn.ModuleList(MTPLayer(block(count + k), width, eps) for k in depths)
 
     @property
     def head_weight(self) -> Tensor:
-        """The output head (V, D): lm_head, or the embedding when tied."""
-        return (self.embed_tokens if self.lm_head is None else self.lm_head).dense()
+        """The output head (V, D): lm_head, or the embedding when tied. With an n-gram memory (V, D + V) = [W ; 1], for
+        the hidden state has what is added to each logit beside it."""
+        matrix = (self.embed_tokens if self.lm_head is None else self.lm_head).dense()
+        if self.memory is None:
+            return matrix
+        return torch.cat((matrix, torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)), dim=1)
 
     def rope(self, positions: Tensor) -> Rope:
         """Rotary angles at positions (B, T), for all layers."""
@@ -157,22 +182,30 @@ class Transformer(nn.Module):
         segments: Tensor | None = None,
         caches: Sequence[LayerCache] | None = None,
         real: Tensor | None = None,
+        origins: Tensor | None = None,
     ) -> Trunk:
         """Everything but the head. positions (B, T): default counts on from the caches. segments (B, T): documents that
         do not see each other, -1 at padding; not together with caches. caches: one a layer. real (B, T): false at
-        padding, which routing reports leave out; default as segments say."""
+        padding, which routing reports leave out; default as segments say. origins (B): see `NgramMemory.recall`."""
         new, device = tokens.shape[1], tokens.device
         visible, places = self._sight(new, device, segments, caches[0] if caches else None)
         rope = self.rope(places.expand_as(tokens) if positions is None else positions)
         if real is None and segments is not None:
             real = segments >= 0
-        h = self.embed_tokens(tokens)
+        h, recalled = self.embed_tokens(tokens), None
+        if self.memory is not None:
+            before = caches[0].before(tokens, self.memory.reach) if caches else None
+            recalled = self.memory.recall(tokens, before, origins, segments)
+            h = h + self.memory.enter(recalled, len(tokens))
         reports = []
         for i, block in enumerate(self.layers):
             h, report = self.run_block(block, h, rope, visible, real, caches[i] if caches else None)
             if report is not None:
                 reports.append(report)
-        return Trunk(self.norm(h), tuple(reports))
+        hidden = self.norm(h)
+        if self.memory is not None and recalled is not None:
+            hidden = torch.cat((hidden, self.memory.leave(hidden, recalled)), dim=-1)
+        return Trunk(hidden, tuple(reports))
 
     def look_ahead(
         self,
@@ -205,7 +238,11 @@ class Transformer(nn.Module):
         return cache.visible(new, device), cache.places(new, device)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden (..., D) after the final norm -> logits (..., V)."""
+        """hidden (..., D) after the final norm, or (..., D + V) as `trunk` returns it -> logits (..., V)."""
+        if self.memory is not None:
+            hidden, added = hidden.tensor_split([self.config.hidden_size], dim=-1)
+            hidden = hidden.to(self.norm.weight.dtype)
+            return added + (self.embed_tokens.as_head(hidden) if self.lm_head is None else self.lm_head(hidden))
         return self.embed_tokens.as_head(hidden) if self.lm_head is None else self.lm_head(hidden)
 
     def forward(

@@ -40,9 +40,15 @@ class Pages:
         """Of all blocks that can be taken."""
         return sum(layer[:-1].numel() * layer.element_size() for layer in self.layers)
 
-    def rows(self, tables: Sequence[Sequence[int]], starts: Sequence[int], counts: Sequence[int]) -> Rows:
+    def rows(
+        self,
+        tables: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        counts: Sequence[int],
+        past: Sequence[Sequence[int]] = (),
+    ) -> Rows:
         """A pass over rows of these blocks."""
-        return Rows(tables, starts, counts, self.size, self.blocks, self.layers[0].device)
+        return Rows(tables, starts, counts, self.size, self.blocks, self.layers[0].device, past)
 
     def view(self, layers: Sequence[int], rows: Rows) -> list[PagedLayer]:
         """What the model is handed for a pass: a cache a layer."""
@@ -56,6 +62,7 @@ class Rows:
     tables  of each row: its blocks, enough for start + count tokens
     starts  how many tokens each row has in the cache
     counts  how many new ones it has; the rest of its T is padding
+    past    some tokens before those, for a model that asks for them
     """
 
     tables: Sequence[Sequence[int]]
@@ -64,6 +71,7 @@ class Rows:
     size: int
     spare: int
     device: torch.device
+    past: Sequence[Sequence[int]] = ()
 
     @cached_property
     def new(self) -> int:
@@ -140,6 +148,12 @@ class PagedLayer:
     def visible(self, new: int, device: torch.device) -> Visibility:
         """The rows' own past."""
         return self.rows.visible
+
+    def before(self, tokens: Tensor, count: int) -> Tensor:
+        """The `count` tokens before the new ones, -1 where there were none."""
+        cut = [list(row[max(0, len(row) - count) :]) for row in self.rows.past or [()] * len(tokens)]
+        padded = [[-1] * (count - len(row)) + row for row in cut]
+        return torch.tensor(padded, dtype=torch.int64, device=tokens.device).view(len(tokens), count)
 
     def append(self, *new: Tensor) -> tuple[Tensor, ...]:
         """Write (B, T, width) tensors; everything of each row, (B, S, width), copied together unless it is one run."""

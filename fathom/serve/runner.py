@@ -43,6 +43,7 @@ class Runner:
         self.model, self.pages, self.drafter = model, pages, drafter
         self.device = model.embed_tokens.weight.device
         self.layers = range(len(model.layers))
+        self.reach = model.memory.reach if model.memory else 0
         self.experts: dict[int, Tensor] = {}
         self._loads: Tensor | None = None  # the same as one
 
@@ -72,7 +73,8 @@ class Runner:
         """One pass over the shares, a row each, with their drafts."""
         texts = [[*s.sequence.tokens(s.start, s.start + s.count), *drafts.get(s.sequence.ticket, ())] for s in shares]
         starts, counts = [share.start for share in shares], [len(text) for text in texts]
-        batch = self.pages.rows([share.sequence.blocks for share in shares], starts, counts)
+        past = [s.sequence.tokens(max(0, s.start - self.reach), s.start) for s in shares] if self.reach else ()
+        batch = self.pages.rows([share.sequence.blocks for share in shares], starts, counts, past)
         caches = self.pages.view(self.layers, batch)
         passage = self.model.trunk(batch.tokens(texts), batch.places, caches=caches, real=batch.real)
         self._count(passage)

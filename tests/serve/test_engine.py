@@ -61,6 +61,20 @@ def test_every_model_answers_as_the_reference_loop_does(attention: str, moe: str
         assert_same(end.completion, Generator(model, tokenizer).complete(request))
 
 
+@pytest.mark.parametrize("order", [2, 5])
+def test_a_model_with_an_n_gram_memory_does_too(order: int) -> None:
+    model, tokenizer = ready("mla", "v3", depths=0, ngram={"order": order}), letters()
+    assert model.memory is not None
+    chance = random.Random(order)
+    model.memory.count(torch.tensor([chance.randrange(27) for _ in range(400)]))
+    engine = Engine(model, tokenizer, EngineConfig(block_size=3, max_num_batched_tokens=13))
+    asked = requests(9)
+    ends = finish(engine, asked)
+    for request, end in zip(asked, ends, strict=True):
+        assert_same(end.completion, Generator(model, tokenizer).complete(request))
+    assert engine.stats().prefix_hits > 0
+
+
 @pytest.mark.parametrize("speculative", ["off", "on", "auto"])
 @pytest.mark.parametrize("depths", [1, 3])
 def test_interleaved_at_random_with_few_blocks(speculative: str, depths: int) -> None:

@@ -20,6 +20,10 @@ class LayerCache(Protocol):
     def visible(self, new: int, device: torch.device) -> Visibility:
         """What the next T tokens of each row may look at, in what `append` will return."""
 
+    def before(self, tokens: Tensor, count: int) -> Tensor:
+        """Take note of the next tokens (B, T); the `count` tokens before them (B, count), -1 where there were none.
+        Only the first layer's cache is asked, and only by a model with an n-gram memory."""
+
     def append(self, *new: Tensor) -> tuple[Tensor, ...]:
         """Store new (B, T, width) tensors; return everything stored, (B, S, width) each. Rows may have different
         lengths: what lies beyond a row's own is anything, and `visible` hides it."""
