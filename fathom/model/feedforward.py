@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fathom.model.linear import Linear
 from fathom.model.native import kernels
+from fathom.model.native.kernels import Kept
 
 
 def swiglu_plain(gate: Tensor, up: Tensor) -> Tensor:
@@ -98,8 +99,12 @@ class FeedForward(nn.Module):
         self.down_proj = Linear(width, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up, down = self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight
         rows = x.numel() // x.shape[-1]
-        if x.dtype == down.dtype and kernels.few(x, rows):
-            return kernels.network(x.reshape(rows, -1), (gate, None), (up, None), (down, None)).view(x.shape)
+        if self.down_proj.takes(x, rows):
+            return kernels.network(x.reshape(rows, -1), *self.kept).view(x.shape)
         return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+
+    @property
+    def kept(self) -> tuple[Kept, Kept, Kept]:
+        """gate, up and down, as the kernels take them."""
+        return self.gate_proj.kept, self.up_proj.kept, self.down_proj.kept

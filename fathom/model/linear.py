@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fathom.model.native import kernels
+from fathom.model.native.kernels import Kept
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
@@ -23,6 +24,15 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return product(x, self.weight)
+
+    @property
+    def kept(self) -> Kept:
+        """As the kernels take it."""
+        return self.weight, None
+
+    def takes(self, x: Tensor, rows: int) -> bool:
+        """Whether the kernels are the faster way for these rows x."""
+        return x.dtype == self.weight.dtype and kernels.few(x, rows)
 
     def dense(self) -> Tensor:
         """The weight as numbers, however it is kept."""

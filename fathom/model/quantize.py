@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fathom.errors import UserError
-from fathom.model.feedforward import FeedForward, swiglu
+from fathom.model.feedforward import swiglu
 from fathom.model.linear import Embedding, Linear
 from fathom.model.moe.experts import Experts
 from fathom.model.native import kernels
@@ -100,6 +100,10 @@ class Int8Linear(Int8):
     def forward(self, x: Tensor) -> Tensor:
         return product_int8(x, *self.kept)
 
+    def takes(self, x: Tensor, rows: int) -> bool:
+        """As `Linear.takes`: always, where there are kernels."""
+        return rows > 0 and kernels.serve(x)
+
 
 class Int8Embedding(Int8):
     """tokens (...) int64 -> rows (..., D); the output head too, where the two are tied."""
@@ -118,43 +122,25 @@ class Int8Embedding(Int8):
         return product_int8(x, *self.kept)
 
 
-class Int8FeedForward(nn.Module):
-    """`FeedForward` in int8."""
-
-    def __init__(self, network: FeedForward) -> None:
-        super().__init__()
-        self.gate_proj, self.up_proj = Int8Linear(network.gate_proj.weight), Int8Linear(network.up_proj.weight)
-        self.down_proj = Int8Linear(network.down_proj.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.numel() and kernels.serve(x):
-            flat = x.reshape(-1, x.shape[-1])
-            return kernels.network(flat, self.gate_proj.kept, self.up_proj.kept, self.down_proj.kept).view(x.shape)
-        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
-
-
 class Int8Experts(Fixed):
     """`Experts` in int8: rows [gate ; up] (2 I, D) and down (D, I) of each expert, with a scale for each row."""
 
     def __init__(self, experts: Experts) -> None:
         super().__init__()
-        self.gate_up, self.down = quantized(experts.gate_up_proj), quantized(experts.down_proj)
+        self.kept = quantized(experts.gate_up_proj), quantized(experts.down_proj)
 
-    def visits(self, x: Tensor) -> bool:
-        """Always: tokens need not be sorted beforehand."""
-        return True
+    def takes(self, x: Tensor) -> bool:
+        """As `Experts.takes`: always, where there are kernels."""
+        return x.numel() > 0 and kernels.serve(x)
 
-    def visit(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        """As `Experts.visit`."""
-        if x.numel() and kernels.serve(x):
-            return kernels.experts(x, chosen, weights, self.gate_up, self.down)
-        out = x.new_zeros(x.shape, dtype=torch.float32)
-        for e in chosen.unique().tolist():
-            token, place = (chosen == e).nonzero(as_tuple=True)
-            gate, up = by_blocks(x[token].float(), *(part[e] for part in self.gate_up)).chunk(2, dim=-1)
-            inner = swiglu(gate, up) * weights[token, place].unsqueeze(-1)
-            out.index_add_(0, token, by_blocks(inner, *(part[e] for part in self.down)))
-        return out.to(x.dtype)
+    def forward(self, x: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
+        """As `Experts`, one after the other."""
+        lengths, parts = counts.tolist(), []
+        for e, (rows, share) in enumerate(zip(x.float().split(lengths), weights.split(lengths), strict=True)):
+            gate_up, down = (tuple(part[e] for part in kept) for kept in self.kept)
+            inner = swiglu(*by_blocks(rows, *gate_up).chunk(2, dim=-1)) * share.unsqueeze(-1)
+            parts.append(by_blocks(inner, *down))
+        return torch.cat(parts).to(x.dtype)
 
 
 # --- a whole model ----------------------------------------------------------------
@@ -182,8 +168,6 @@ def _replace(parent: nn.Module) -> None:
     for name, part in list(parent.named_children()):
         if isinstance(part, Embedding):
             setattr(parent, name, Int8Embedding(part.weight))
-        elif isinstance(part, FeedForward):
-            setattr(parent, name, Int8FeedForward(part))
         elif isinstance(part, Experts):
             setattr(parent, name, Int8Experts(part))
         elif not isinstance(part, Linear):

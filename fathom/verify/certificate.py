@@ -23,6 +23,8 @@ from fathom.generate.request import Request, SamplingParams
 from fathom.generate.speculative import SpeculativeGenerator
 from fathom.model.attention.mla import MLA
 from fathom.model.cost import Cost
+from fathom.model.moe.balance import RoutingReport
+from fathom.model.moe.layer import MoE
 from fathom.model.moe.router import Choice, Router
 from fathom.model.transformer import Transformer
 from fathom.runtime.seed import generator as chance
@@ -81,27 +83,32 @@ def relative(found: Tensor, wanted: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Seen:
-    """What went through routers and latent attention in one pass over all layers, MTP depths included."""
+    """What went through routers and latent attention in one pass over all layers, MTP depths included.
 
-    routers: list[tuple[Router, Tensor, Choice]]
+    routers: each with the tokens (n, D) that it was given and what its layer says it did, (n, ...) a part
+    """
+
+    routers: list[tuple[Router, Tensor, RoutingReport]]
     attentions: list[tuple[MLA, tuple[Any, ...]]]
     logits: Tensor
 
     @classmethod
     def of(cls, model: Transformer, tokens: Tensor) -> Seen:
         """Run the model over tokens (1, n)."""
-        routers: list[tuple[Router, Tensor, Choice]] = []
+        routers: list[tuple[Router, Tensor, RoutingReport]] = []
         attentions: list[tuple[MLA, tuple[Any, ...]]] = []
 
         def listen(module: nn.Module, given: Any, output: Any) -> None:
-            if isinstance(module, Router):
-                routers.append((module, given[0], output))
+            if isinstance(module, MoE):
+                did = output[1]
+                flat = {name: getattr(did, name).flatten(0, 1) for name in ("experts", "weights", "scores")}
+                routers.append((module.gate, given[0].flatten(0, 1), did._replace(**flat)))
             elif isinstance(module, MLA):
                 attentions.append((module, given[:3]))
 
         with ExitStack() as stack:
             for module in model.modules():
-                if isinstance(module, Router | MLA):
+                if isinstance(module, MoE | MLA):
                     stack.callback(module.register_forward_hook(listen).remove)
             hidden = model.trunk(tokens).hidden
             logits = model.logits(hidden)
@@ -185,7 +192,7 @@ def gates(model: Transformer, tokens: Tensor, seen: Seen) -> Check | None:
     return Check("the bias is in no gate value", worst, 1e-5, said)
 
 
-def _weight_error(router: Router, choice: Choice) -> float:
+def _weight_error(router: Router, choice: Choice | RoutingReport) -> float:
     weights = choice.scores.double().gather(-1, choice.experts)
     if router.norm_topk_prob:
         weights = weights / weights.sum(-1, keepdim=True)

@@ -105,7 +105,7 @@ def test_experts_are_visited_as_they_are_sorted(kind: str, tokens: int) -> None:
     moe, x = moe_of(kind), seeded(1, tokens, WIDTH, seed=tokens)
     sorted_out, told = moe(x)  # with gradients
     with torch.no_grad():
-        assert moe.experts.visits(x[0]) == (tokens <= FEW)
+        assert moe.experts.takes(x[0]) == (tokens <= FEW)
         visited, report = moe(x)
         again, _ = moe(x)
     assert close(visited, sorted_out)
@@ -116,11 +116,11 @@ def test_experts_are_visited_as_they_are_sorted(kind: str, tokens: int) -> None:
 
 def test_gradients_and_other_dtypes_are_sorted() -> None:
     routed, x = moe_of("v3").experts, seeded(3, WIDTH)
-    assert not routed.visits(x)
+    assert not routed.takes(x)
     with torch.no_grad():
-        assert routed.visits(x)
-        assert not routed.visits(x.double())
-        assert not routed.visits(x.bfloat16())  # another dtype than the weights'
+        assert routed.takes(x)
+        assert not routed.takes(x.double())
+        assert not routed.takes(x.bfloat16())  # another dtype than the weights'
 
 
 def test_nobody_is_moved_by_other_rows() -> None:

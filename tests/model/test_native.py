@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 from tiny_models import close, tiny_model, tokens_of
 from torch import Tensor
 
+from fathom.generate.cache import caches_for
 from fathom.model.feedforward import swiglu_plain
-from fathom.model.moe.router import Router
+from fathom.model.moe.layer import MoE, MoEConfig
 from fathom.model.native import build, kernels
 from fathom.model.norm import rms_norm_plain
-from fathom.model.quantize import quantized, rebuilt
+from fathom.model.quantize import quantize_int8, quantized, rebuilt
+from fathom.model.transformer import Transformer
 
 pytestmark = pytest.mark.skipif(build.find_compiler() is None, reason="needs a C++ compiler")
 DTYPES = [torch.float32, torch.bfloat16]
@@ -103,28 +105,51 @@ def test_numbers_too_small_to_be_inverted_are_zero() -> None:
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_threads_share_the_work_and_change_nothing(count: int, threads: Callable[[int], None]) -> None:
-    x, weight = seeded(5, 256), seeded(531, 256, seed=1)
-    router, chosen = seeded(9, 256, seed=2), torch.tensor([[0, 2], [2, 1], [0, 1], [2, 0], [1, 2]])
-    gate_up, down, shares = seeded(3, 94, 256, seed=3), seeded(3, 256, 47, seed=4), torch.rand(5, 2)
-    q, q_rope, c, k_rope = seeded(3, 1, 5, 16), seeded(3, 1, 5, 8), seeded(3, 300, 48), seeded(3, 300, 8, seed=5)
-    kv_b = seeded(5 * (16 + 12), 48, seed=6)
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
+def test_threads_share_the_work_and_change_nothing(count: int, kind: str, threads: Callable[[int], None]) -> None:
+    model = wide_model(kind)
+    tokens = tokens_of(3, 9)
 
     def everything() -> list[Tensor]:
-        return [
-            kernels.product(x, weight),
-            kernels.product(x, *quantized(weight)),
-            kernels.experts(x, chosen, shares, (gate_up, None), (down, None)),
-            kernels.experts(x, chosen, shares, quantized(gate_up), quantized(down)),
-            kernels.latent_attention(q, q_rope, c, k_rope, kv_b, None, False, 0.2),
-            kernels.rms_norm(seeded(300, 256), seeded(256), 1e-6),
-            kernels.product(x, router),
-        ]
+        with torch.no_grad():
+            caches = caches_for(model.config, 2, 3, 9, torch.float32 if kind == "int8" else dtype_of(kind), "cpu")
+            return [model(part, caches=caches) for part in tokens.split([6, 1, 2], 1)]
 
     alone = everything()
     threads(count)
     for one, several in zip(alone, everything(), strict=True):
         assert torch.equal(one, several)
+
+
+def dtype_of(kind: str) -> torch.dtype:
+    return torch.bfloat16 if kind == "bfloat16" else torch.float32
+
+
+def wide_model(kind: str) -> Transformer:
+    """Large enough for a second thread to be woken."""
+    attention = {"kind": "mla", "num_attention_heads": 5, "q_lora_rank": 72, "kv_lora_rank": 96,
+                 "qk_nope_head_dim": 48, "qk_rope_head_dim": 16, "v_head_dim": 40}  # fmt: skip
+    moe = {"n_routed_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 47, "n_shared_experts": 1,
+           "first_k_dense_replace": 1, "scoring_func": "sigmoid"}  # fmt: skip
+    model = tiny_model(attention, moe, 0, hidden_size=256, intermediate_size=200, initializer_range=0.05).eval()
+    return quantize_int8(model) if kind == "int8" else model.to(dtype_of(kind))
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("moe", ["dense", "v2", "v3", "eager"])
+def test_a_row_is_the_same_alone_and_in_a_batch(kind: str, moe: str) -> None:
+    """The whole model, token by token: the kernels' sums run in one order whatever is beside them."""
+    model = tiny_model("mla_low_rank", moe).eval()
+    model = quantize_int8(model) if kind == "int8" else model.to(dtype_of(kind))
+    tokens, dtype = tokens_of(7, 5), torch.float32 if kind == "int8" else dtype_of(kind)
+
+    def answer(rows: Tensor) -> Tensor:
+        caches = caches_for(model.config, 2, len(rows), 5, dtype, "cpu")
+        return torch.cat([model(part, caches=caches) for part in rows.split(1, 1)], 1)
+
+    with torch.no_grad():
+        together = answer(tokens)
+        assert torch.equal(torch.cat([answer(row) for row in tokens.split(1)]), together)
 
 
 # --- networks ----------------------------------------------------------------
@@ -148,64 +173,41 @@ def test_a_network_is_swiglu(rows: int, outer: int, inner: int, dtype: torch.dty
     assert close(y.double(), plain_network(x, gate, up, down), 10 * EPS[dtype])
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    rows=st.integers(1, 40), experts=st.integers(1, 9), outer=st.integers(1, 40), inner=st.integers(1, 40),
-    kind=st.sampled_from(["float32", "bfloat16", "int8"]), seed=st.integers(0, 99),
-)  # fmt: skip
-def test_experts_are_networks_weighted(rows: int, experts: int, outer: int, inner: int, kind: str, seed: int) -> None:
-    draw = torch.Generator().manual_seed(seed)
-    k = int(torch.randint(1, experts + 1, (), generator=draw))
-    chosen = torch.rand(rows, experts, generator=draw).argsort(-1)[:, :k]
-    weights, x = torch.rand(rows, k, generator=draw), seeded(rows, outer, seed=seed)
-    gate_up, down = seeded(experts, 2 * inner, outer, seed=seed + 1), seeded(experts, outer, inner, seed=seed + 2)
-    kept: list[tuple[Tensor, Tensor | None]] = [(gate_up, None), (down, None)]
-    if kind == "int8":
-        kept = [quantized(gate_up), quantized(down)]
-        gate_up, down = rebuilt(*quantized(gate_up)), rebuilt(*quantized(down))
-    elif kind == "bfloat16":
-        gate_up, down, x = gate_up.bfloat16(), down.bfloat16(), x.bfloat16()
-        kept = [(gate_up, None), (down, None)]
-    y = kernels.experts(x, chosen, weights, *kept)
-    exact = torch.zeros(rows, outer, dtype=torch.float64)
-    for e in range(experts):
-        share = (weights * (chosen == e)).sum(-1, keepdim=True).double()
-        exact += share * plain_network(x, *gate_up[e].chunk(2), down[e])
-    assert y.dtype == x.dtype
-    assert close(y.double(), exact, 2**-8 if kind == "bfloat16" else 1e-3 if kind == "int8" else 3e-5)
-    alone = torch.cat(
-        [kernels.experts(x[i : i + 1], chosen[i : i + 1], weights[i : i + 1], *kept) for i in range(rows)]
-    )
-    assert torch.equal(alone, y)
-
-
-# --- the router ----------------------------------------------------------------
+# --- mixtures ----------------------------------------------------------------
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    rows=st.integers(1, 16), k=st.integers(1, 4), groups=st.sampled_from([1, 2, 4]),
-    scoring=st.sampled_from(["softmax", "sigmoid"]), best=st.sampled_from(["max", "top2"]), norm=st.booleans(),
-    scale=st.sampled_from([1.0, 2.5]), dtype=st.sampled_from(DTYPES), seed=st.integers(0, 99),
+    rows=st.integers(1, 40), k=st.integers(1, 4), groups=st.sampled_from([1, 2, 4]),
+    scoring=st.sampled_from(["softmax", "sigmoid"]), method=st.sampled_from(["group_limited_greedy", "noaux_tc"]),
+    norm=st.booleans(), shared=st.integers(0, 2), width=st.integers(1, 40), inner=st.integers(1, 40),
+    dtype=st.sampled_from(DTYPES), seed=st.integers(0, 99),
 )  # fmt: skip
-def test_the_router_chooses_as_it_does(
-    rows: int, k: int, groups: int, scoring: str, best: str, norm: bool, scale: float, dtype: torch.dtype, seed: int
-) -> None:
-    router = Router(
-        13, 12, k, scoring_func=scoring, norm_topk_prob=norm, scale=scale, n_group=groups,
-        topk_group=max(1, groups - 1) if groups == 1 or k <= 12 // groups * (groups - 1) else groups, group_score=best,
-    )  # fmt: skip
-    router.weight.data.copy_(seeded(12, 13, seed=seed))
-    router.e_score_correction_bias.copy_(seeded(12, seed=seed + 1) * 0.3)
-    router, x = router.to(dtype), seeded(rows, 13, seed=seed + 2).to(dtype)
-    want = router(x)  # gradients are recorded: the formula
+def test_a_mixture_is_the_layer(
+    rows: int, k: int, groups: int, scoring: str, method: str, norm: bool, shared: int, width: int, inner: int,
+    dtype: torch.dtype, seed: int,
+) -> None:  # fmt: skip
+    config = MoEConfig.model_validate({
+        "n_routed_experts": 12, "num_experts_per_tok": k, "n_group": groups, "topk_group": max(1, groups - 1) if
+        k <= 12 // groups * max(1, groups - 1) else groups, "scoring_func": scoring, "topk_method": method,
+        "norm_topk_prob": norm, "routed_scaling_factor": 1.7, "n_shared_experts": shared,
+        "moe_intermediate_size": inner, "experts_implementation": "eager",
+    })  # fmt: skip
+    moe = MoE(config, width, 0).eval()
+    for number, weight in enumerate(moe.parameters()):
+        weight.data.copy_(seeded(*weight.shape, seed=seed + number) * 0.3)
+    moe.gate.e_score_correction_bias.copy_(seeded(12, seed=seed + 50) * 0.3)
+    moe, x = moe.to(dtype), seeded(1, rows, width, seed=seed + 60).to(dtype)
+    want, told = moe.float()(x.float())  # gradients are recorded: the formula
+    moe = moe.to(dtype)
     with torch.no_grad():
-        assert kernels.few(x, rows)
-        got = router(x)
-    assert torch.equal(got.experts, want.experts)
-    for a, b in zip(got[1:], want[1:], strict=True):
-        assert a.dtype == torch.float32
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+        assert moe.experts.takes(x[0])
+        got, report = moe(x)
+    assert got.dtype == dtype
+    assert torch.equal(report.experts, told.experts)
+    torch.testing.assert_close(report.weights, told.weights, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(report.scores, told.scores, rtol=1e-4, atol=1e-5)
+    assert close(got.float(), want, 2**-8 if dtype == torch.bfloat16 else 3e-5)
 
 
 # --- norms ----------------------------------------------------------------

@@ -15,6 +15,7 @@ from fathom.model.attention.mla import MLA
 from fathom.model.cost import Cost
 from fathom.model.moe import router as routing
 from fathom.model.moe.router import Choice, Router
+from fathom.model.native import kernels
 from fathom.model.rope import Rope
 from fathom.model.transformer import Transformer
 from fathom.tokenizer.train import byte
@@ -67,23 +68,12 @@ def with_biased_weights(original: Any, router: Router, x: torch.Tensor) -> Choic
     return choice._replace(weights=router.scale * weights / weights.sum(-1, keepdim=True))
 
 
-def chosen_by(change: Callable[..., Any]) -> Patch:
-    """A mistake in how experts are chosen, where the formula chooses them and not the compiled kernel."""
-    patch = wrapped(routing, "choose", change)
-
-    def both(monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(routing.kernels, "few", lambda x, rows: False)
-        patch(monkeypatch)
-
-    return both
-
-
 MISTAKES: dict[str, tuple[str, Patch]] = {
-    "worst experts": (EXPERTS[0], chosen_by(lambda f, s, *rest: f(-s, *rest))),
-    "no groups": (EXPERTS[0], chosen_by(lambda f, s, k, *rest: f(s, k, 1, 1, "max"))),
+    "worst experts": (EXPERTS[0], wrapped(routing, "choose", lambda f, s, *rest: f(-s, *rest))),
+    "no groups": (EXPERTS[0], wrapped(routing, "choose", lambda f, s, k, *rest: f(s, k, 1, 1, "max"))),
     "groups by their best": (
         EXPERTS[0],
-        chosen_by(lambda f, s, k, groups, kept, score: f(s, k, groups, kept, "max")),
+        wrapped(routing, "choose", lambda f, s, k, groups, kept, score: f(s, k, groups, kept, "max")),
     ),
     "other affinities": (
         EXPERTS[1],
@@ -106,6 +96,7 @@ MISTAKES: dict[str, tuple[str, Patch]] = {
 def test_every_check_can_fail(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = made()
     check, patch = MISTAKES[name]
+    monkeypatch.setattr(kernels, "few", lambda x, rows: False)  # the mistakes are made in the formulas
     patch(monkeypatch)
     failed = [found.name for found in certify(model, byte()) if not found.passed]
     assert any(found.startswith(check) for found in failed), failed

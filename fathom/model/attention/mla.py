@@ -102,18 +102,34 @@ class MLA(nn.Module):
         absorbed: bool | None = None,
     ) -> Tensor:
         """absorbed: which of the two equal paths; None chooses the one with fewer operations, expanded in training."""
-        q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(h))) if self.low_rank_query else self.q_proj(h)
-        q = q.view(*h.shape[:2], self.heads, -1)
-        q_nope, q_rope = q[..., : self.nope], rope.turn(q[..., self.nope :])
-        both = self.kv_a_proj_with_mqa(h)
-        c = self.kv_a_layernorm(both[..., : self.latent])
-        k_rope = rope.turn(both[..., self.latent :].unsqueeze(2)).squeeze(2)
+        quick = h.dtype == self.kv_b_proj.weight.dtype and self.o_proj.takes(h, h.shape[0] * h.shape[1])
+        q, c, k_rope = (self._enter_quick if quick else self._enter)(h, rope)
         if cache is not None:
             c, k_rope = cache.append(c, k_rope)
         if absorbed is None:
             absorbed = cache is not None and self._absorbing_is_cheaper(h.shape[1], c.shape[1])
+        if quick and absorbed:
+            mask, causal, kv_b = visible.mask, visible.causal, self.kv_b_proj.weight
+            return kernels.latent_leave(q, c, k_rope, kv_b, mask, causal, self.scale, self.o_proj.kept).to(h.dtype)
+        q_nope, q_rope = q.to(h.dtype).split((self.nope, self.rotary), dim=-1)
         out = (self._absorbed if absorbed else self._expanded)(q_nope, q_rope, c, k_rope, visible)
         return self.o_proj(out.flatten(-2))
+
+    def _enter(self, h: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
+        """q (B, T, N, H + R), c (B, T, C) and k_r (B, T, R)."""
+        q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(h))) if self.low_rank_query else self.q_proj(h)
+        q_nope, q_rope = q.view(*h.shape[:2], self.heads, -1).split((self.nope, self.rotary), dim=-1)
+        c, k_rope = self.kv_a_proj_with_mqa(h).split((self.latent, self.rotary), dim=-1)
+        k_rope = rope.turn(k_rope.unsqueeze(2)).squeeze(2)
+        return torch.cat((q_nope, rope.turn(q_rope)), dim=-1), self.kv_a_layernorm(c), k_rope
+
+    def _enter_quick(self, h: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
+        """The same by the compiled kernel, q in float32."""
+        low = (self.q_a_proj.kept, self.q_a_layernorm.weight) if self.low_rank_query else None
+        return kernels.latent_enter(
+            h, low, (self.q_b_proj if self.low_rank_query else self.q_proj).kept, self.kv_a_proj_with_mqa.kept,
+            self.kv_a_layernorm.weight, LATENT_NORM_EPS, self.heads, self.rotary, rope.cos, rope.sin,
+        )  # fmt: skip
 
     def _absorbing_is_cheaper(self, new: int, seen: int) -> bool:
         """Multiplications a head: expanded S C (H + V) + T S (H + R + V); absorbed T C (H + V) + T S (2 C + R)."""
@@ -136,12 +152,8 @@ class MLA(nn.Module):
         heads is several times slower. One sequence, or one new token each, is folded without a copy.
         """
         rows, new = q_nope.shape[:2]
-        dtype, matrix = q_nope.dtype, self.kv_b_proj.weight
-        if new <= kernels.FEW and dtype == matrix.dtype and kernels.serve(q_nope):
-            return kernels.latent_attention(
-                q_nope, q_rope, c, k_rope, matrix, visible.mask, visible.causal, self.scale
-            )  # fmt: skip
-        weight = matrix.to(dtype).view(self.heads, -1, self.latent)  # (N, H + V, C)
+        dtype = q_nope.dtype
+        weight = self.kv_b_proj.weight.to(dtype).view(self.heads, -1, self.latent)  # (N, H + V, C)
         w_uk, w_uv = weight[:, : self.nope], weight[:, self.nope :]
         c, k_rope = c.to(dtype), k_rope.to(dtype)
         carried = torch.bmm(q_nope.flatten(0, 1).transpose(0, 1), w_uk)  # (N, B T, C)

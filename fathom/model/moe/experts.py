@@ -10,7 +10,7 @@ sorted by expert and are the same function. `auto` is grouped where PyTorch's ke
 of 16 bytes, float32 or bfloat16), else the loop.
 
 Generating text, there are so few tokens that sorting them costs more than their products: the compiled kernel takes
-them as they are (`visit`).
+them as they are (`native/kernels.py`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from fathom.model.feedforward import weighted_swiglu
 from fathom.model.native import kernels
+from fathom.model.native.kernels import Kept
 from fathom.model.precision import compute_dtype
 
 ExpertsImplementation = Literal["auto", "grouped_mm", "eager"]
@@ -43,13 +44,14 @@ class Experts(nn.Module):
         run = experts_grouped if self._grouped(dtype, x.device) else experts_loop
         return run(x.to(dtype), weights, counts, gate_up, down)
 
-    def visits(self, x: Tensor) -> bool:
-        """Whether `visit` is the faster way for tokens x (n, D)."""
-        return x.dtype == self.down_proj.dtype and kernels.few(x, x.shape[0])
+    @property
+    def kept(self) -> tuple[Kept, Kept]:
+        """gate and up of each, and down, as the kernels take them."""
+        return (self.gate_up_proj, None), (self.down_proj, None)
 
-    def visit(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        """x (n, D), chosen (n, K) int64, weights (n, K) float32 -> (n, D), a token's K outputs weighted and added."""
-        return kernels.experts(x, chosen, weights, (self.gate_up_proj, None), (self.down_proj, None))
+    def takes(self, x: Tensor) -> bool:
+        """Whether the kernels are the faster way for tokens x (n, D), which need not be sorted then."""
+        return x.dtype == self.down_proj.dtype and kernels.few(x, x.shape[0])
 
     def _grouped(self, dtype: torch.dtype, device: torch.device) -> bool:
         if self.implementation != "auto":

@@ -29,6 +29,7 @@ from fathom.model.moe.balance import (
 from fathom.model.moe.dispatch import bring_back, route, send, sort_weights
 from fathom.model.moe.experts import Experts, ExpertsImplementation
 from fathom.model.moe.router import Choice, Router
+from fathom.model.native import kernels
 
 
 class MoEConfig(Knobs):
@@ -159,6 +160,9 @@ class MoE(nn.Module):
         """real (B, T): false at padding, which is computed but neither counted nor given room."""
         rows, length, _ = x.shape
         flat = x.flatten(0, 1)
+        if not self.training and self.experts.takes(flat):
+            out, choice = self._quick(flat)
+            return out.view_as(x), self._report(choice, choice.experts.new_zeros(()), (rows, length), real)
         choice = self.gate(flat)
         weights, dropped = choice.weights, choice.experts.new_zeros(())
         capacity = self.config.capacity(rows * length if real is None else int(real.sum())) if self.training else None
@@ -168,14 +172,20 @@ class MoE(nn.Module):
             weights = weights * fits
             lost = ~fits if real is None else ~fits & real.flatten().unsqueeze(-1)
             dropped = lost.sum()
-        if self.experts.visits(flat):
-            out = self.experts.visit(flat, choice.experts, weights)
-        else:
-            path = route(choice.experts, self.config.n_routed_experts, self.row_multiple if self.training else 1)
-            out = bring_back(self.experts(send(flat, path), sort_weights(weights, path), path.rows), path)
+        path = route(choice.experts, self.config.n_routed_experts, self.row_multiple if self.training else 1)
+        out = bring_back(self.experts(send(flat, path), sort_weights(weights, path), path.rows), path)
         if self.shared_experts is not None:
             out = out + self.shared_experts(flat)
         return out.view_as(x), self._report(choice, dropped, (rows, length), real)
+
+    def _quick(self, flat: Tensor) -> tuple[Tensor, Choice]:
+        """The whole layer by the compiled kernel."""
+        shared = None if self.shared_experts is None else self.shared_experts.kept
+        gate, (gate_up, down) = self.gate, self.experts.kept
+        out, told = kernels.mixture(
+            flat, gate.weight, gate.e_score_correction_bias, gate.choosing, gate_up, down, shared
+        )  # fmt: skip
+        return out, Choice(*told)
 
     def _report(self, choice: Choice, dropped: Tensor, shape: tuple[int, int], real: Tensor | None) -> RoutingReport:
         config, k = self.config, self.config.num_experts_per_tok

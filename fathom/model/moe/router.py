@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fathom.model.native import kernels
+from fathom.model.native.kernels import Choosing
 from fathom.model.precision import widen
 
 
@@ -74,8 +74,6 @@ class Router(nn.Module):
             return self._choice(x)
 
     def _choice(self, x: Tensor) -> Choice:
-        if x.dtype == self.weight.dtype and kernels.few(x, x.shape[0]):
-            return Choice(*self._quick(x))
         logits = torch.nn.functional.linear(widen(x), widen(self.weight))
         scores = logits.softmax(-1) if self.scoring_func == "softmax" else logits.sigmoid()
         biased = scores.detach() + self.e_score_correction_bias
@@ -87,12 +85,12 @@ class Router(nn.Module):
             weights = weights * self.scale
         return Choice(experts, weights, scores, logits)
 
-    def _quick(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The same by the compiled kernel."""
-        return kernels.route(
-            x, self.weight, self.e_score_correction_bias, self.k, sigmoid=self.scoring_func == "sigmoid",
-            normalised=self.norm_topk_prob, scale=self.scale, groups=self.n_group, kept_groups=self.topk_group,
-            best_two=self.group_score == "top2",
+    @property
+    def choosing(self) -> Choosing:
+        """The same knobs, as the kernels take them."""
+        return Choosing(
+            self.k, self.scoring_func == "sigmoid", self.norm_topk_prob, self.scale, self.n_group, self.topk_group,
+            self.group_score == "top2",
         )  # fmt: skip
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:

@@ -69,12 +69,25 @@ inline float fused(float a, float b, float c) {
 #endif
 }
 
-inline float total(Floats v) {
+inline Four folded(Floats v) {
     Four parts[LANES / 4];
     std::memcpy(parts, &v, sizeof v);
     Four sum = parts[0];
     for (int i = 1; i < LANES / 4; ++i) sum += parts[i];
+    return sum;
+}
+
+inline float total(Floats v) {
+    const Four sum = folded(v);
     return (sum[0] + sum[2]) + (sum[1] + sum[3]);
+}
+
+// The totals of four, added in the same order
+inline Four totals(Floats a, Floats b, Floats c, Floats d) {
+    const Four p = folded(a), q = folded(b), r = folded(c), s = folded(d);
+    const Four x = __builtin_shufflevector(p, q, 0, 4, 1, 5) + __builtin_shufflevector(p, q, 2, 6, 3, 7);
+    const Four y = __builtin_shufflevector(r, s, 0, 4, 1, 5) + __builtin_shufflevector(r, s, 2, 6, 3, 7);
+    return __builtin_shufflevector(x, y, 0, 1, 4, 5) + __builtin_shufflevector(x, y, 2, 3, 6, 7);
 }
 
 // --- numbers as they are kept, and what they are multiplied with ----------------------------------------------------
@@ -88,7 +101,7 @@ struct Float32 {
     static float one(float w) { return w; }
     static Floats right(const float* x) { return load<Floats>(x); }
     static void add(Floats& sum, Floats w, Floats x) { sum = fused(w, x, sum); }
-    static float close(Floats sum) { return total(sum); }
+    static Floats close(Floats sum) { return sum; }
 };
 
 struct BFloat16 {
@@ -110,7 +123,7 @@ struct BFloat16 {
     }
     static Floats right(const float* x) { return load<Floats>(x); }
     static void add(Floats& sum, Floats w, Floats x) { sum = fused(w, x, sum); }
-    static float close(Floats sum) { return total(sum); }
+    static Floats close(Floats sum) { return sum; }
 };
 
 // int8 times 16-bit integers: pairs of products are added in 32 bits, which hold LONGEST of them in every lane.
@@ -131,7 +144,7 @@ struct Int8 {
         for (int i = 0; i < LANES; ++i) sum[i] += int32_t(w[2 * i]) * x[2 * i] + int32_t(w[2 * i + 1]) * x[2 * i + 1];
 #endif
     }
-    static float close(Ints sum) { return total(__builtin_convertvector(sum, Floats)); }
+    static Floats close(Ints sum) { return __builtin_convertvector(sum, Floats); }
 };
 
 constexpr n_t LONGEST = 2048;  // 127 * 32767 * 2048 / 4 lanes < 2^31
@@ -143,6 +156,7 @@ inline void tile(const typename P::kept* w, n_t w_row, const typename P::other* 
     for (int i = 0; i < I; ++i)
         for (int j = 0; j < J; ++j) y[i][j] = 0;
     constexpr n_t LINE = 64 / sizeof(typename P::kept);  // what memory hands over at once
+    constexpr bool asks = I > 1 && (J > 1 || sizeof(typename P::kept) < 4);  // else the processor foresees it alone
     const n_t ahead = std::min(K, 16 * LINE), next = ahead - K + I * w_row;  // in this strip, in the next one
     for (n_t from = 0; from < K; from += LONGEST) {
         const n_t to = std::min(K, from + LONGEST);
@@ -157,18 +171,30 @@ inline void tile(const typename P::kept* w, n_t w_row, const typename P::other* 
             }
             k += P::step;
         };
-        if (I > 1)
+        if (asks)
             while (k + LINE <= to) {
 #pragma GCC unroll 8
                 for (int i = 0; i < I; ++i) __builtin_prefetch(w + i * w_row + k + (k + ahead < K ? ahead : next));
                 for (int part = 0; part < LINE / P::step; ++part) advance();
             }
         while (k + P::step <= to) advance();
+        float part[I][J];
+        if constexpr (I % 4 == 0) {
+            for (int j = 0; j < J; ++j)
+                for (int i = 0; i < I; i += 4) {
+                    const Four four = totals(P::close(sums[i][j]), P::close(sums[i + 1][j]), P::close(sums[i + 2][j]),
+                                             P::close(sums[i + 3][j]));
+                    for (int a = 0; a < 4; ++a) part[i + a][j] = four[a];
+                }
+        } else {
+            for (int i = 0; i < I; ++i)
+                for (int j = 0; j < J; ++j) part[i][j] = total(P::close(sums[i][j]));
+        }
         for (int i = 0; i < I; ++i)
             for (int j = 0; j < J; ++j) {
-                float sum = P::close(sums[i][j]);
-                for (n_t rest = k; rest < to; ++rest) sum = fused(P::one(w[i * w_row + rest]), x[j * x_row + rest], sum);
-                y[i][j] += sum;
+                for (n_t rest = k; rest < to; ++rest)
+                    part[i][j] = fused(P::one(w[i * w_row + rest]), x[j * x_row + rest], part[i][j]);
+                y[i][j] += part[i][j];
             }
     }
 }
@@ -187,7 +213,7 @@ template <class P, class Store>
 void products(const typename P::kept* w, n_t w_row, n_t first, n_t last, const typename P::other* x, n_t x_row, n_t m,
               n_t K, Store store) {
     n_t n = first;
-    if (m == 1)
+    if (m == 1 && sizeof(typename P::kept) == 4)  // so many sums that none waits for the one before it
         for (; n + 8 <= last; n += 8) strip<P, 8, 1>(w, w_row, n, x, x_row, 0, K, store);
     for (; n + 4 <= last; n += 4) {
         n_t j = 0;
@@ -301,7 +327,7 @@ float whole(const float* x, n_t count, int16_t* q) {
 }
 
 std::vector<float>& floats(int which, size_t count) {
-    thread_local std::vector<float> kept[4];
+    thread_local std::vector<float> kept[7];
     if (kept[which].size() < count) kept[which].resize(count);
     return kept[which];
 }
@@ -369,10 +395,10 @@ struct Network {
     const float *gate_scales, *up_scales, *down_scales;
 };
 
-// y (n, D) = sum_k weights (n, K) W_down,e (silu(W_gate,e x) * W_up,e x) for e = chosen (n, K)
+// y (n, D), or with add what is added to it, = sum_k weights (n, K) W_down,e (silu(W_gate,e x) * W_up,e x) for e = chosen (n, K)
 template <class P>
 void feed(const Network& net, const float* x, n_t n, const int64_t* chosen, const float* weights, n_t k, n_t E, n_t D,
-          n_t I, float* y, int threads) {
+          n_t I, float* y, bool add, int threads) {
     typedef typename P::kept kept;
     typedef typename P::other other;
     constexpr bool integers = std::is_same<P, Int8>::value;
@@ -450,7 +476,7 @@ void feed(const Network& net, const float* x, n_t n, const int64_t* chosen, cons
             meet(all);
         }
         const Range out = share(D, thread, all);
-        for (n_t t = 0; t < n; ++t) std::fill(y + t * D + out.first, y + t * D + out.last, 0.0f);
+        for (n_t t = 0; t < n && !add; ++t) std::fill(y + t * D + out.first, y + t * D + out.last, 0.0f);
         for (n_t e : runs) {
             const n_t start = first[e], m = first[e + 1] - start;
             const auto* w = static_cast<const kept*>(net.down) + e * D * I;
@@ -523,8 +549,7 @@ void softmax(float* s, n_t count, const uint8_t* seen) {
 
 struct Latent {
     n_t B, T, S, N, H, R, V, C;
-    const float *q, *q_rope;       // (B, T, N, H) with a stride from head to head, (B, T, N, R) dense
-    n_t q_head;
+    const float* q;                // (B, T, N, H + R)
     const void *c, *k_rope;        // (B, S, C) and (B, S, R), with strides
     n_t c_batch, c_row, k_batch, k_row;
     const void* weight;            // (N, H + V, C)
@@ -549,8 +574,9 @@ void latent_heads(const Latent& a, n_t b, n_t h, n_t G) {
     for (n_t g = 0; g < G; ++g)
         for (n_t t = 0; t < a.T; ++t) {
             const n_t at = (b * a.T + t) * a.N + h + g, row = g * a.T + t;
-            mix<P, 1>(w + (h + g) * (a.H + a.V) * a.C, a.C, a.H, a.q + at * a.q_head, 0, a.C, carried + row * a.C, 0);
-            std::memcpy(turned + row * a.R, a.q_rope + at * a.R, a.R * sizeof(float));
+            const float* q = a.q + at * (a.H + a.R);
+            mix<P, 1>(w + (h + g) * (a.H + a.V) * a.C, a.C, a.H, q, 0, a.C, carried + row * a.C, 0);
+            std::memcpy(turned + row * a.R, q + a.H, a.R * sizeof(float));
         }
     products<Q>(c, a.c_row, 0, a.S, carried, a.C, rows, a.C, [&](n_t s, n_t r, float sum) { p[r * a.S + s] = sum; });
     products<Q>(k, a.k_row, 0, a.S, turned, a.R, rows, a.R,
@@ -582,40 +608,24 @@ void latent(const Latent& a, int threads) {
     });
 }
 
-}  // namespace
-
-extern "C" {
+// --- by kind --------------------------------------------------------------------------------------------------------
 
 enum Kind { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 };
 
-void fathom_product(int kind, const float* x, n_t m, n_t x_row, const void* weight, const float* scales, n_t N, n_t K,
-                    float* y, int threads) {
+void product_of(int kind, const float* x, n_t m, n_t K, const void* weight, const float* scales, n_t N, float* y,
+                int threads) {
     const auto run = kind == FLOAT32 ? product<Float32> : kind == BFLOAT16 ? product<BFloat16> : product<Int8>;
-    run(x, m, x_row, weight, scales, N, K, y, threads);
+    run(x, m, K, weight, scales, N, K, y, threads);
 }
 
-void fathom_feed(int kind, const void* gate, const void* up, const void* down, const float* gate_scales,
-                 const float* up_scales, const float* down_scales, const float* x, n_t n, const int64_t* chosen,
-                 const float* weights, n_t k, n_t E, n_t D, n_t I, float* y, int threads) {
-    const Network net{gate, up, down, gate_scales, up_scales, down_scales};
+void feed_of(int kind, const Network& net, const float* x, n_t n, const int64_t* chosen, const float* weights, n_t k,
+             n_t E, n_t D, n_t I, float* y, bool add, int threads) {
     const auto run = kind == FLOAT32 ? feed<Float32> : kind == BFLOAT16 ? feed<BFloat16> : feed<Int8>;
-    run(net, x, n, chosen, weights, k, E, D, I, y, threads);
+    run(net, x, n, chosen, weights, k, E, D, I, y, add, threads);
 }
 
-void fathom_latent(int kind, int cache_kind, n_t B, n_t T, n_t S, n_t N, n_t H, n_t R, n_t V, n_t C, const float* q,
-                   n_t q_head, const float* q_rope, const void* c, n_t c_batch, n_t c_row, const void* k_rope,
-                   n_t k_batch, n_t k_row, const void* weight, const uint8_t* mask, n_t mask_batch, n_t mask_row,
-                   int causal, float scale, float* y, int threads) {
-    const Latent a{B,       T,     S,       N,     H,      R,    V,          C,        q,           q_rope, q_head, c,
-                   k_rope,  c_batch, c_row, k_batch, k_row, weight, mask, mask_batch, mask_row, causal != 0, scale, y};
-    if (kind == FLOAT32)
-        cache_kind == FLOAT32 ? latent<Float32, Float32>(a, threads) : latent<Float32, BFloat16>(a, threads);
-    else
-        cache_kind == FLOAT32 ? latent<BFloat16, Float32>(a, threads) : latent<BFloat16, BFloat16>(a, threads);
-}
-
-void fathom_rms_norm(const float* x, n_t m, n_t x_row, n_t D, const float* weight, float eps, float* y,
-                     int threads) {
+// rows of x and y begin x_row and D apart
+void norm(const float* x, n_t m, n_t x_row, n_t D, const float* weight, float eps, float* y, int threads) {
     team(threads, m * D, [&](int thread, int all) {
         const Range mine = share(m, thread, all, 1);
         for (n_t j = mine.first; j < mine.last; ++j) {
@@ -635,75 +645,160 @@ void fathom_rms_norm(const float* x, n_t m, n_t x_row, n_t D, const float* weigh
     });
 }
 
-// x (m, N, R) with strides, cos and sin (m, R / 2): neighbours turned
+// one head (R): neighbours turned; y may be x
+inline void turn(const float* x, n_t R, const float* cos, const float* sin, float* y) {
+    for (n_t i = 0; i < R / 2; ++i) {
+        const float even = x[2 * i], odd = x[2 * i + 1];
+        y[2 * i] = even * cos[i] - odd * sin[i];
+        y[2 * i + 1] = even * sin[i] + odd * cos[i];
+    }
+}
+
+struct Choosing {
+    n_t E, k;
+    bool sigmoid, normalised;
+    float scale;
+    n_t groups, kept_groups;
+    bool best_two;
+};
+
+// One token's logits (E) -> scores (E), chosen (k), weights (k); order (E) is scratch
+void choose(const Choosing& c, const float* logits, const float* bias, float* scores, int64_t* chosen, float* weights,
+            float* order) {
+    const float never = -std::numeric_limits<float>::infinity();
+    if (c.sigmoid) {
+        for (n_t e = 0; e < c.E; ++e) scores[e] = 1 / (1 + exp_of(-logits[e]));
+    } else {
+        std::memcpy(scores, logits, c.E * sizeof(float));
+        softmax(scores, c.E, nullptr);
+    }
+    for (n_t e = 0; e < c.E; ++e) order[e] = scores[e] + bias[e];
+    if (c.groups > 1) {
+        const n_t size = c.E / c.groups;
+        std::vector<float> best(c.groups);
+        for (n_t g = 0; g < c.groups; ++g) {
+            float first = never, second = never;
+            for (n_t e = g * size; e < (g + 1) * size; ++e) {
+                second = std::max(second, std::min(first, order[e]));
+                first = std::max(first, order[e]);
+            }
+            best[g] = c.best_two ? first + second : first;
+        }
+        std::vector<char> keep(c.groups, 0);
+        for (n_t i = 0; i < c.kept_groups; ++i) {
+            n_t g = -1;
+            for (n_t other = 0; other < c.groups; ++other)
+                if (!keep[other] && (g < 0 || best[other] > best[g])) g = other;
+            keep[g] = 1;
+        }
+        for (n_t e = 0; e < c.E; ++e)
+            if (!keep[e / size]) order[e] = never;
+    }
+    float sum = 0;
+    std::vector<char> taken(c.E, 0);
+    for (n_t i = 0; i < c.k; ++i) {
+        n_t top = -1;
+        for (n_t e = 0; e < c.E; ++e)
+            if (!taken[e] && (top < 0 || order[e] > order[top])) top = e;
+        taken[top] = 1;
+        chosen[i] = top;
+        weights[i] = scores[top];
+        sum += scores[top];
+    }
+    for (n_t i = 0; i < c.k; ++i) weights[i] = (c.normalised ? weights[i] / (sum + 1e-20f) : weights[i]) * c.scale;
+}
+
+}  // namespace
+
+extern "C" {
+
+void fathom_product(int kind, const float* x, n_t m, n_t K, const void* weight, const float* scales, n_t N, float* y,
+                    int threads) {
+    product_of(kind, x, m, K, weight, scales, N, y, threads);
+}
+
+void fathom_network(int kind, const void* gate, const float* gate_scales, const void* up, const float* up_scales,
+                    const void* down, const float* down_scales, const float* x, n_t n, n_t D, n_t I, float* y,
+                    int threads) {
+    const Network net{gate, up, down, gate_scales, up_scales, down_scales};
+    feed_of(kind, net, x, n, nullptr, nullptr, 1, 1, D, I, y, false, threads);
+}
+
+// y = experts (+ the shared network, of width J > 0). router is of router_kind, everything else of kind
+void fathom_mixture(int kind, int router_kind, const float* x, n_t n, n_t D, const void* router, const float* bias,
+                    n_t E, n_t k, int sigmoid, int normalised, float scale, n_t groups, n_t kept_groups, int best_two,
+                    const void* gate_up, const float* gate_up_scales, const void* down, const float* down_scales, n_t I,
+                    const void* gate_s, const float* gate_s_scales, const void* up_s, const float* up_s_scales,
+                    const void* down_s, const float* down_s_scales, n_t J, int64_t* chosen, float* weights,
+                    float* scores, float* logits, float* y, int threads) {
+    const Choosing choosing{E, k, sigmoid != 0, normalised != 0, scale, groups, kept_groups, best_two != 0};
+    product_of(router_kind, x, n, D, router, nullptr, E, logits, threads);
+    std::vector<float> order(E);
+    for (n_t j = 0; j < n; ++j)
+        choose(choosing, logits + j * E, bias, scores + j * E, chosen + j * k, weights + j * k, order.data());
+    const size_t size = kind == FLOAT32 ? 4 : kind == BFLOAT16 ? 2 : 1;
+    const Network net{gate_up,        static_cast<const char*>(gate_up) + I * D * size,    down,
+                      gate_up_scales, gate_up_scales ? gate_up_scales + I : gate_up_scales, down_scales};
+    feed_of(kind, net, x, n, chosen, weights, k, E, D, I, y, false, threads);
+    if (J) {
+        const Network shared{gate_s, up_s, down_s, gate_s_scales, up_s_scales, down_s_scales};
+        feed_of(kind, shared, x, n, nullptr, nullptr, 1, 1, D, J, y, true, threads);
+    }
+}
+
+// x (m, D) -> q (m, N, H + R), c (m, C), k_rope (m, R); q_a of rank L > 0, or none; cos and sin (m, R / 2)
+void fathom_latent_enter(int kind, const float* x, n_t m, n_t D, const void* q_a, const float* q_a_scales,
+                         const float* q_a_norm, n_t L, const void* q_b, const float* q_b_scales, const void* kv_a,
+                         const float* kv_a_scales, const float* kv_a_norm, float eps, n_t N, n_t H, n_t R, n_t C,
+                         const float* cos, const float* sin, float* q, float* c, float* k_rope, int threads) {
+    const float* from = x;
+    if (L) {
+        float* low = floats(4, m * L).data();
+        product_of(kind, x, m, D, q_a, q_a_scales, L, low, threads);
+        norm(low, m, L, L, q_a_norm, eps, low, threads);
+        from = low;
+    }
+    product_of(kind, from, m, L ? L : D, q_b, q_b_scales, N * (H + R), q, threads);
+    float* both = floats(5, m * (C + R)).data();
+    product_of(kind, x, m, D, kv_a, kv_a_scales, C + R, both, threads);
+    norm(both, m, C + R, C, kv_a_norm, eps, c, threads);
+    for (n_t j = 0; j < m; ++j, cos += R / 2, sin += R / 2) {
+        turn(both + j * (C + R) + C, R, cos, sin, k_rope + j * R);
+        for (n_t h = 0; h < N; ++h) {
+            float* head = q + (j * N + h) * (H + R) + H;
+            turn(head, R, cos, sin, head);
+        }
+    }
+}
+
+// y (B T, D) = W_o of what the heads found in c (B, S, C) and k_rope (B, S, R)
+void fathom_latent_leave(int kind, int kv_b_kind, int cache_kind, n_t B, n_t T, n_t S, n_t N, n_t H, n_t R, n_t V, n_t C,
+                         const float* q, const void* c, n_t c_batch, n_t c_row, const void* k_rope, n_t k_batch,
+                         n_t k_row, const void* kv_b, const uint8_t* mask, n_t mask_batch, n_t mask_row, int causal,
+                         float scale, const void* o, const float* o_scales, n_t D, float* y, int threads) {
+    float* heads = floats(6, B * T * N * V).data();
+    const Latent a{B,       T,     S,    N,    H,          R,        V,           C,     q,    c,
+                   k_rope,  c_batch, c_row, k_batch, k_row, kv_b, mask, mask_batch, mask_row, causal != 0, scale, heads};
+    if (kv_b_kind == FLOAT32)
+        cache_kind == FLOAT32 ? latent<Float32, Float32>(a, threads) : latent<Float32, BFloat16>(a, threads);
+    else
+        cache_kind == FLOAT32 ? latent<BFloat16, Float32>(a, threads) : latent<BFloat16, BFloat16>(a, threads);
+    product_of(kind, heads, B * T, N * V, o, o_scales, D, y, threads);
+}
+
+void fathom_rms_norm(const float* x, n_t m, n_t D, const float* weight, float eps, float* y, int threads) {
+    norm(x, m, D, D, weight, eps, y, threads);
+}
+
+// x (m, N, R) with strides, cos and sin (m, R / 2)
 void fathom_turn(const float* x, n_t m, n_t N, n_t R, n_t x_row, n_t x_head, const float* cos, const float* sin,
                  float* y, int threads) {
     team(threads, m * N * R, [&](int thread, int all) {
         const Range mine = share(m, thread, all, 1);
         for (n_t j = mine.first; j < mine.last; ++j)
-            for (n_t h = 0; h < N; ++h) {
-                const float *from = x + j * x_row + h * x_head, *c = cos + j * (R / 2), *s = sin + j * (R / 2);
-                float* to = y + (j * N + h) * R;
-                for (n_t i = 0; i < R / 2; ++i) {
-                    to[2 * i] = from[2 * i] * c[i] - from[2 * i + 1] * s[i];
-                    to[2 * i + 1] = from[2 * i] * s[i] + from[2 * i + 1] * c[i];
-                }
-            }
+            for (n_t h = 0; h < N; ++h)
+                turn(x + j * x_row + h * x_head, R, cos + j * (R / 2), sin + j * (R / 2), y + (j * N + h) * R);
     });
-}
-
-void fathom_route(int kind, const float* x, n_t n, n_t D, const void* weight, const float* bias, n_t E, n_t k,
-                  int sigmoid, int normalised, float scale, n_t groups, n_t kept_groups, int best_two, int64_t* chosen,
-                  float* weights, float* scores, float* logits, int threads) {
-    fathom_product(kind, x, n, D, weight, nullptr, E, D, logits, threads);
-    const float never = -std::numeric_limits<float>::infinity();
-    std::vector<float> order(E), best(groups);
-    for (n_t j = 0; j < n; ++j) {
-        float* s = scores + j * E;
-        if (sigmoid) {
-            for (n_t e = 0; e < E; ++e) s[e] = 1 / (1 + exp_of(-logits[j * E + e]));
-        } else {
-            std::memcpy(s, logits + j * E, E * sizeof(float));
-            softmax(s, E, nullptr);
-        }
-        for (n_t e = 0; e < E; ++e) order[e] = s[e] + bias[e];
-        if (groups > 1) {
-            const n_t size = E / groups;
-            for (n_t g = 0; g < groups; ++g) {
-                float first = never, second = never;
-                for (n_t e = g * size; e < (g + 1) * size; ++e) {
-                    second = std::max(second, std::min(first, order[e]));
-                    first = std::max(first, order[e]);
-                }
-                best[g] = best_two ? first + second : first;
-            }
-            std::vector<char> keep(groups, 0);
-            for (n_t i = 0; i < kept_groups; ++i) {
-                n_t g = -1;
-                for (n_t other = 0; other < groups; ++other)
-                    if (!keep[other] && (g < 0 || best[other] > best[g])) g = other;
-                keep[g] = 1;
-            }
-            for (n_t e = 0; e < E; ++e)
-                if (!keep[e / size]) order[e] = never;
-        }
-        float sum = 0;
-        std::vector<char> taken(E, 0);
-        for (n_t i = 0; i < k; ++i) {
-            n_t top = -1;
-            for (n_t e = 0; e < E; ++e)
-                if (!taken[e] && (top < 0 || order[e] > order[top])) top = e;
-            taken[top] = 1;
-            chosen[j * k + i] = top;
-            weights[j * k + i] = s[top];
-            sum += s[top];
-        }
-        for (n_t i = 0; i < k; ++i) {
-            float& weight_of = weights[j * k + i];
-            if (normalised) weight_of /= sum + 1e-20f;
-            weight_of *= scale;
-        }
-    }
 }
 
 }  // extern "C"

@@ -1,6 +1,6 @@
 """The compiled kernels as functions of tensors: what a few tokens need of a model on a CPU.
 
-Their slow twins stand where the formulas are: F.linear, RMSNorm, Rope.turn_plain, Router, experts_loop, MLA._expanded.
+Their slow twins stand where the formulas are: F.linear, RMSNorm, Rope.turn_plain, FeedForward, MoE, MLA.
 x is float32 or bfloat16 and is widened; y has the dtype of x. Weights are float32, bfloat16, or int8 with a float32
 scale for each row of W, and then x is rounded to 16 bits of the largest number of its row. A token's result does not
 depend on how many are computed together.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,13 +23,18 @@ KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 
 _I, _F, _N, _P = ctypes.c_int, ctypes.c_float, ctypes.c_int64, ctypes.c_void_p
 SIGNATURES = {
-    "fathom_product": (_I, _P, _N, _N, _P, _P, _N, _N, _P, _I),
-    "fathom_feed": (_I, *[_P] * 6, _P, _N, _P, _P, *[_N] * 4, _P, _I),
-    "fathom_latent": (_I, _I, *[_N] * 8, _P, _N, _P, _P, _N, _N, _P, _N, _N, _P, _P, _N, _N, _I, _F, _P, _I),
-    "fathom_rms_norm": (_P, _N, _N, _N, _P, _F, _P, _I),
+    "fathom_product": (_I, _P, _N, _N, _P, _P, _N, _P, _I),
+    "fathom_network": (_I, *[_P] * 7, _N, _N, _N, _P, _I),
+    "fathom_mixture": (
+        _I, _I, _P, _N, _N, _P, _P, _N, _N, _I, _I, _F, _N, _N, _I, *[_P] * 4, _N, *[_P] * 6, _N, *[_P] * 5, _I,
+    ),
+    "fathom_latent_enter": (_I, _P, _N, _N, *[_P] * 3, _N, *[_P] * 5, _F, *[_N] * 4, *[_P] * 5, _I),
+    "fathom_latent_leave": (
+        _I, _I, _I, *[_N] * 8, _P, _P, _N, _N, _P, _N, _N, _P, _P, _N, _N, _I, _F, _P, _P, _N, _P, _I,
+    ),
+    "fathom_rms_norm": (_P, _N, _N, _P, _F, _P, _I),
     "fathom_turn": (_P, *[_N] * 5, _P, _P, _P, _I),
-    "fathom_route": (_I, _P, _N, _N, _P, _P, _N, _N, _I, _I, _F, _N, _N, _I, _P, _P, _P, _P, _I),
-}
+}  # fmt: skip
 
 
 @functools.cache
@@ -78,8 +83,8 @@ def product(x: Tensor, weight: Tensor, scales: Tensor | None = None) -> Tensor:
     wide = x.float().contiguous()
     y = torch.empty(*x.shape[:-1], count)
     _function("fathom_product")(
-        KINDS[weight.dtype], wide.data_ptr(), wide.numel() // width, width, weight.data_ptr(), _at(scales), count,
-        width, y.data_ptr(), torch.get_num_threads(),
+        KINDS[weight.dtype], wide.data_ptr(), wide.numel() // width, width, *_at(weight, scales), count, y.data_ptr(),
+        torch.get_num_threads(),
     )  # fmt: skip
     return y.to(x.dtype)
 
@@ -90,61 +95,90 @@ Kept = tuple[Tensor, Tensor | None]
 
 def network(x: Tensor, gate: Kept, up: Kept, down: Kept) -> Tensor:
     """x (n, D), gate and up (I, D), down (D, I) -> W_down (silu(W_gate x) * W_up x) (n, D)."""
-    (w_gate, s_gate), (w_up, s_up), (w_down, s_down) = gate, up, down
-    scales = (_at(s_gate), _at(s_up), _at(s_down))
-    return _feed(
-        x, None, None, w_gate.dtype, (w_gate.data_ptr(), w_up.data_ptr(), w_down.data_ptr()), scales, len(w_up)
-    )
-
-
-def experts(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Kept, down: Kept) -> Tensor:
-    """x (n, D), chosen (n, K) int64, weights (n, K) float32, gate_up (E, 2 I, D), down (E, D, I) -> (n, D), a token's
-    K outputs weighted and added, in the order of the experts."""
-    (enter, s_enter), (leave, s_leave) = gate_up, down
-    count, width = len(enter), leave.shape[2]
-    first, half = enter.data_ptr(), width * enter.shape[2] * enter.element_size()
-    scales = (None, None, None) if s_enter is None else (_at(s_enter), s_enter.data_ptr() + 4 * width, _at(s_leave))
-    places = (first, first + half, leave.data_ptr())
-    return _feed(x, chosen.contiguous(), weights.contiguous(), enter.dtype, places, scales, width, count)
-
-
-def _feed(
-    x: Tensor, chosen: Tensor | None, weights: Tensor | None, kind: torch.dtype, places: tuple[int, ...],
-    scales: tuple[int | None, ...], width: int, experts: int = 1,
-) -> Tensor:  # fmt: skip
-    """places, scales: addresses of gate, up and down, of the first expert where there are some."""
-    n, outer = x.shape
-    wide, y = x.float().contiguous(), torch.empty(n, outer)
-    _function("fathom_feed")(
-        KINDS[kind], *places, *scales, wide.data_ptr(), n, _at(chosen), _at(weights),
-        1 if chosen is None else chosen.shape[1], experts, outer, width, y.data_ptr(), torch.get_num_threads(),
+    n, width = x.shape
+    wide, y = x.float().contiguous(), torch.empty(n, width)
+    _function("fathom_network")(
+        KINDS[down[0].dtype], *_at(*gate), *_at(*up), *_at(*down), wide.data_ptr(), n, width, len(gate[0]),
+        y.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return y.to(x.dtype)
 
 
-def latent_attention(
-    q: Tensor, q_rope: Tensor, c: Tensor, k_rope: Tensor, weight: Tensor, mask: Tensor | None, causal: bool,
-    scale: float,
-) -> Tensor:  # fmt: skip
-    """`MLA._absorbed`: q (B, T, N, H), q_rope (B, T, N, R), c (B, S, C), k_rope (B, S, R), weight (N (H + V), C),
-    mask (B or 1, 1, T, S) -> (B, T, N, V)."""
-    rows, new, heads, plain = q.shape
+class Choosing(NamedTuple):
+    """How a router chooses: `Router`'s knobs."""
+
+    k: int
+    sigmoid: bool
+    normalised: bool
+    scale: float
+    groups: int
+    kept_groups: int
+    best_two: bool
+
+
+def mixture(
+    x: Tensor, router: Tensor, bias: Tensor, choosing: Choosing, gate_up: Kept, down: Kept,
+    shared: tuple[Kept, Kept, Kept] | None,
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:  # fmt: skip
+    """`MoE`: x (n, D), router (E, D), bias (E) float32, gate_up (E, 2 I, D), down (E, D, I), shared: gate, up and down
+    -> y (n, D), and a `Choice`: experts (n, K) int64, weights (n, K), scores (n, E), logits (n, E)."""
+    n, width = x.shape
+    count, k = len(router), choosing.k
+    wide, y = x.float().contiguous(), torch.empty(n, width)
+    chosen, weights = torch.empty(n, k, dtype=torch.int64), torch.empty(n, k)
+    scores, logits = torch.empty(2, n, count).unbind(0)
+    beside = (None,) * 6 if shared is None else tuple(address for kept in shared for address in _at(*kept))
+    _function("fathom_mixture")(
+        KINDS[down[0].dtype], KINDS[router.dtype], wide.data_ptr(), n, width, router.data_ptr(), bias.data_ptr(), count,
+        *choosing, *_at(*gate_up), *_at(*down), down[0].shape[2], *beside, 0 if shared is None else len(shared[0][0]),
+        chosen.data_ptr(), weights.data_ptr(), scores.data_ptr(), logits.data_ptr(), y.data_ptr(),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return y.to(x.dtype), (chosen, weights, scores, logits)
+
+
+def latent_enter(
+    x: Tensor, low: tuple[Kept, Tensor] | None, q: Kept, kv_a: Kept, kv_a_norm: Tensor, eps: float, heads: int,
+    rotary: int, cos: Tensor, sin: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """`MLA` up to its cache: x (B, T, D), low: W_dq (L, D) and the weight of its norm, q (N (H + R), D or L), kv_a
+    (C + R, D), cos and sin (B, T, 1, R / 2) -> q (B, T, N, H + R) and k_rope (B, T, R), both turned, and c (B, T, C)
+    normed; q float32, the others in the dtype of x."""
+    rows, new, width = x.shape
+    wide, cos, sin = x.float().contiguous(), cos.contiguous(), sin.contiguous()
+    latent, size = len(kv_a[0]) - rotary, len(q[0]) // heads
+    query = torch.empty(rows, new, heads, size)
+    c, k_rope = torch.empty(rows, new, latent), torch.empty(rows, new, rotary)
+    norms = (None if low is None else low[1].float(), kv_a_norm.float())  # named, so that they live through the call
+    _function("fathom_latent_enter")(
+        KINDS[q[0].dtype], wide.data_ptr(), rows * new, width, *((None, None) if low is None else _at(*low[0])),
+        _address(norms[0]), 0 if low is None else len(low[0][0]), *_at(*q), *_at(*kv_a), _address(norms[1]), eps, heads,
+        size - rotary, rotary, latent, cos.data_ptr(), sin.data_ptr(), query.data_ptr(), c.data_ptr(),
+        k_rope.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return query, c.to(x.dtype), k_rope.to(x.dtype)
+
+
+def latent_leave(
+    q: Tensor, c: Tensor, k_rope: Tensor, kv_b: Tensor, mask: Tensor | None, causal: bool, scale: float, o: Kept
+) -> Tensor:
+    """`MLA` after its cache, absorbed: q (B, T, N, H + R) float32, c (B, S, C), k_rope (B, S, R), kv_b (N (H + V), C),
+    mask (B or 1, 1, T, S), o (D, N V) -> (B, T, D) float32."""
+    rows, new, heads, size = q.shape
     seen, latent = c.shape[1:]
-    rotary, value = k_rope.shape[2], weight.shape[0] // heads - plain
-    wide, turned = q.float(), q_rope.float().contiguous()
-    if wide.stride(3) != 1 or wide.stride(1) != heads * wide.stride(2) or wide.stride(0) != new * wide.stride(1):
-        wide = wide.contiguous()
-    y = torch.empty(rows, new, heads, value)
+    rotary, width = k_rope.shape[2], len(o[0])
+    value, y = o[0].shape[1] // heads, torch.empty(rows, new, width)
     masked: tuple[int | None, int, int] = (None, 0, 0)
     if mask is not None:
         mask = mask if mask.stride(3) == 1 else mask.contiguous()
         masked = (mask.data_ptr(), mask.stride(0) if mask.shape[0] > 1 else 0, mask.stride(2))
-    _function("fathom_latent")(
-        KINDS[weight.dtype], KINDS[c.dtype], rows, new, seen, heads, plain, rotary, value, latent, wide.data_ptr(),
-        wide.stride(2), turned.data_ptr(), c.data_ptr(), c.stride(0), c.stride(1), k_rope.data_ptr(), k_rope.stride(0),
-        k_rope.stride(1), weight.data_ptr(), *masked, causal, scale, y.data_ptr(), torch.get_num_threads(),
+    _function("fathom_latent_leave")(
+        KINDS[o[0].dtype], KINDS[kv_b.dtype], KINDS[c.dtype], rows, new, seen, heads, size - rotary, rotary, value,
+        latent, q.data_ptr(), c.data_ptr(), c.stride(0), c.stride(1), k_rope.data_ptr(), k_rope.stride(0),
+        k_rope.stride(1), kv_b.data_ptr(), *masked, causal, scale, *_at(*o), width, y.data_ptr(),
+        torch.get_num_threads(),
     )  # fmt: skip
-    return y.to(q.dtype)
+    return y
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -153,16 +187,15 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     wide, weight = x.float().contiguous(), weight.float()
     y = torch.empty(x.shape)
     _function("fathom_rms_norm")(
-        wide.data_ptr(), wide.numel() // width, width, width, weight.data_ptr(), eps, y.data_ptr(),
-        torch.get_num_threads(),
-    )  # fmt: skip
+        wide.data_ptr(), wide.numel() // width, width, weight.data_ptr(), eps, y.data_ptr(), torch.get_num_threads()
+    )
     return y.to(x.dtype)
 
 
 def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x (B, T, N, R), cos and sin (B, T, 1, R / 2) float32 -> (B, T, N, R), neighbours turned."""
     rows, new, heads, rotary = x.shape
-    wide = x.float()
+    wide, cos, sin = x.float(), cos.contiguous(), sin.contiguous()
     if wide.stride(3) != 1 or wide.stride(0) != new * wide.stride(1):
         wide = wide.contiguous()
     y = torch.empty(x.shape)
@@ -173,24 +206,9 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return y.to(x.dtype)
 
 
-def route(
-    x: Tensor, weight: Tensor, bias: Tensor, k: int, *, sigmoid: bool, normalised: bool, scale: float, groups: int,
-    kept_groups: int, best_two: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """`Router`: x (n, D), weight (E, D), bias (E) float32 -> experts (n, K) int64, weights (n, K), scores (n, E),
-    logits (n, E)."""
-    n, width = x.shape
-    count = len(weight)
-    wide = x.float().contiguous()
-    chosen = torch.empty(n, k, dtype=torch.int64)
-    weights, scores, logits = torch.empty(n, k), torch.empty(n, count), torch.empty(n, count)
-    _function("fathom_route")(
-        KINDS[weight.dtype], wide.data_ptr(), n, width, weight.data_ptr(), bias.data_ptr(), count, k, sigmoid,
-        normalised, scale, groups, kept_groups, best_two, chosen.data_ptr(), weights.data_ptr(), scores.data_ptr(),
-        logits.data_ptr(), torch.get_num_threads(),
-    )  # fmt: skip
-    return chosen, weights, scores, logits
+def _at(weight: Tensor, scales: Tensor | None) -> tuple[int, int | None]:
+    return weight.data_ptr(), _address(scales)
 
 
-def _at(tensor: Tensor | None) -> int | None:
+def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
