@@ -49,8 +49,7 @@ class Cache:
         """Store (B, T, width) tensors; views of everything stored, (B, S_old + T, width), good until the next call.
         ValueError when they do not fit."""
         end = self._length + new[0].shape[1]
-        if end > self.capacity:
-            raise ValueError(f"the cache holds {self.capacity} tokens, and {end} are to be stored")
+        self._check(end)
         for kept, part in zip(self._kept, new, strict=True):
             kept[:, self._length : end] = part
         self._length = end
@@ -61,6 +60,16 @@ class Cache:
         seen = self._tokens[:, : self._length]
         self._tokens = torch.cat((seen, tokens), 1)
         return F.pad(seen[:, max(0, self._length - count) :], (max(0, count - self._length), 0), value=-1)
+
+    def room(self) -> tuple[Tensor, ...]:
+        """Views of everything stored and of the next place, which counts as stored. ValueError: it is full."""
+        self._check(self._length + 1)
+        self._length += 1
+        return tuple(kept[:, : self._length] for kept in self._kept)
+
+    def _check(self, end: int) -> None:
+        if end > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} tokens, and {end} are to be stored")
 
     def rewind(self, length: int) -> None:
         """Forget everything after the first `length` tokens."""

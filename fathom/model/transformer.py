@@ -28,6 +28,7 @@ from fathom.model.moe.layer import MoE, MoEConfig
 from fathom.model.mtp import MTPConfig, MTPLayer
 from fathom.model.ngram.memory import LARGEST, NgramConfig, NgramMemory
 from fathom.model.norm import RMSNorm
+from fathom.model.one_token import one_token, suits
 from fathom.model.rope import Rope
 
 
@@ -197,15 +198,24 @@ class Transformer(nn.Module):
             before = caches[0].before(tokens, self.memory.reach) if caches else None
             recalled = self.memory.recall(tokens, before, origins, segments)
             h = h + self.memory.enter(recalled, len(tokens))
+        h, reports = self._layers(h, rope, visible, real, caches)
+        hidden = self.norm(h)
+        if self.memory is not None and recalled is not None:
+            hidden = torch.cat((hidden, self.memory.leave(hidden, recalled)), dim=-1)
+        return Trunk(hidden, tuple(reports))
+
+    def _layers(
+        self, h: Tensor, rope: Rope, visible: Visibility, real: Tensor | None, caches: Sequence[LayerCache] | None
+    ) -> tuple[Tensor, list[RoutingReport]]:
+        """One layer after the other, or all at once for one new token a row."""
+        if caches and suits(self.layers, h, visible) and (done := one_token(self.layers, h, rope, caches, real)):
+            return done
         reports = []
         for i, block in enumerate(self.layers):
             h, report = self.run_block(block, h, rope, visible, real, caches[i] if caches else None)
             if report is not None:
                 reports.append(report)
-        hidden = self.norm(h)
-        if self.memory is not None and recalled is not None:
-            hidden = torch.cat((hidden, self.memory.leave(hidden, recalled)), dim=-1)
-        return Trunk(hidden, tuple(reports))
+        return h, reports
 
     def look_ahead(
         self,

@@ -160,10 +160,21 @@ class PagedLayer:
         rows, pages = self.rows, self.pages
         joint = torch.cat(new, -1).flatten(0, 1)
         pages.view(-1, pages.shape[-1]).index_copy_(0, rows.slots, joint.to(pages.dtype))
-        n = -(-rows.seen // rows.size)
-        if rows.run is not None:
-            found = pages[rows.run : rows.run + n].view(1, -1, pages.shape[-1])
-        else:
+        found = self._stored()
+        if found is None:
             found = pages.view(len(pages), -1).index_select(0, rows.gathered)
-            found = found.view(len(rows.tables), -1, pages.shape[-1])
-        return found[:, : rows.seen].split(self.widths, -1)
+            found = found.view(len(rows.tables), -1, pages.shape[-1])[:, : rows.seen]
+        return found.split(self.widths, -1)
+
+    def room(self) -> tuple[Tensor, ...] | None:
+        """A view, where there is one row and its blocks lie side by side."""
+        found = self._stored()
+        return None if found is None else found.split(self.widths, -1)
+
+    def _stored(self) -> Tensor | None:
+        """The one row with its new tokens as a view (1, S, W), if its blocks lie side by side."""
+        rows, pages = self.rows, self.pages
+        if rows.run is None:
+            return None
+        n = -(-rows.seen // rows.size)
+        return pages[rows.run : rows.run + n].view(1, -1, pages.shape[-1])[:, : rows.seen]

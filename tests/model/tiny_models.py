@@ -113,6 +113,9 @@ class GrowingCache:
     def visible(self, new: int, device: torch.device) -> Visibility:
         return Visibility.of(new, self.length + new, None, device)
 
+    def room(self) -> None:
+        return None
+
     def append(self, *new: Tensor) -> tuple[Tensor, ...]:
         self.kept = tuple(torch.cat(pair, dim=1) for pair in zip(self.kept, new, strict=True)) if self.kept else new
         return self.kept

@@ -24,6 +24,10 @@ class LayerCache(Protocol):
         """Take note of the next tokens (B, T); the `count` tokens before them (B, count), -1 where there were none.
         Only the first layer's cache is asked, and only by a model with an n-gram memory."""
 
+    def room(self) -> tuple[Tensor, ...] | None:
+        """Everything stored and a place for one more token of each row, (B, S, width), which the caller fills; or None,
+        and nothing is changed, where that is not one piece of memory."""
+
     def append(self, *new: Tensor) -> tuple[Tensor, ...]:
         """Store new (B, T, width) tensors; return everything stored, (B, S, width) each. Rows may have different
         lengths: what lies beyond a row's own is anything, and `visible` hides it."""

@@ -359,7 +359,7 @@ float whole(const float* x, n_t count, int16_t* q) {
 }
 
 std::vector<float>& floats(int which, size_t count) {
-    thread_local std::vector<float> kept[7];
+    thread_local std::vector<float> kept[13];
     if (kept[which].size() < count) kept[which].resize(count);
     return kept[which];
 }
@@ -816,6 +816,79 @@ void fathom_latent_leave(int kind, int kv_b_kind, int cache_kind, n_t B, n_t T, 
     else
         cache_kind == FLOAT32 ? latent<BFloat16, Float32>(a, threads) : latent<BFloat16, BFloat16>(a, threads);
     product_of(kind, heads, B * T, N * V, o, o_scales, D, y, threads);
+}
+
+// Everything of a layer, in float32 or int8; layers.py has the same fields
+struct Layer {
+    const float *norm, *q_a_norm, *kv_a_norm, *norm_after;
+    const void* q_a;
+    const float* q_a_scales;
+    const void* q_b;
+    const float* q_b_scales;
+    const void* kv_a;
+    const float* kv_a_scales;
+    const float* kv_b;
+    const void* o;
+    const float* o_scales;
+    float *c, *k_rope;  // the cache, with room for the new token as the last of S
+    n_t c_batch, c_row, k_batch, k_row;
+    n_t I, E, J;        // width of the network, or of E experts and of the shared network beside them
+    const float *router, *bias;
+    const void* gate;   // with experts [gate ; up] of all
+    const float* gate_scales;
+    const void* up;     // with experts, that of the shared network
+    const float* up_scales;
+    const void* down;
+    const float* down_scales;
+    const void* shared_gate;
+    const float* shared_gate_scales;
+    const void* shared_down;
+    const float* shared_down_scales;
+};
+
+struct Sizes {
+    n_t B, S, D, L, N, H, R, V, C, k, groups, kept_groups;
+    float eps, latent_eps, scale, weight_scale;
+    int kind, sigmoid, normalised, best_two;
+};
+
+// h (B, D): the embeddings of one new token a row, and then what the last layer leaves. Of every MoE layer in turn:
+// chosen (B, k), weights (B, k), scores (B, E).
+void fathom_layers(const Layer* layers, n_t count, const Sizes* sizes, float* h, const float* cos, const float* sin,
+                   int64_t* chosen, float* weights, float* scores, int threads) {
+    const Sizes& z = *sizes;
+    const n_t B = z.B;
+    float *x = floats(7, B * z.D).data(), *y = floats(8, B * z.D).data(), *q = floats(9, B * z.N * (z.H + z.R)).data();
+    float *c = floats(10, B * z.C).data(), *k = floats(11, B * z.R).data();
+    for (const Layer* layer = layers; layer < layers + count; ++layer) {
+        const Layer& w = *layer;
+        norm(h, B, z.D, z.D, w.norm, z.eps, x, threads);
+        fathom_latent_enter(z.kind, x, B, z.D, w.q_a, w.q_a_scales, w.q_a_norm, z.L, w.q_b, w.q_b_scales, w.kv_a,
+                            w.kv_a_scales, w.kv_a_norm, z.latent_eps, z.N, z.H, z.R, z.C, cos, sin, q, c, k, threads);
+        for (n_t b = 0; b < B; ++b) {
+            std::memcpy(w.c + b * w.c_batch + (z.S - 1) * w.c_row, c + b * z.C, z.C * sizeof(float));
+            std::memcpy(w.k_rope + b * w.k_batch + (z.S - 1) * w.k_row, k + b * z.R, z.R * sizeof(float));
+        }
+        fathom_latent_leave(z.kind, FLOAT32, FLOAT32, B, 1, z.S, z.N, z.H, z.R, z.V, z.C, q, w.c, w.c_batch, w.c_row,
+                            w.k_rope, w.k_batch, w.k_row, w.kv_b, nullptr, 0, 0, 0, z.scale, w.o, w.o_scales, z.D, y,
+                            threads);
+        for (n_t i = 0; i < B * z.D; ++i) h[i] += y[i];
+        norm(h, B, z.D, z.D, w.norm_after, z.eps, x, threads);
+        if (w.E) {
+            float* logits = floats(12, B * w.E).data();
+            fathom_mixture(z.kind, FLOAT32, x, B, z.D, w.router, w.bias, w.E, z.k, z.sigmoid, z.normalised,
+                           z.weight_scale, z.groups, z.kept_groups, z.best_two, w.gate, w.gate_scales, w.down,
+                           w.down_scales, w.I, w.shared_gate, w.shared_gate_scales, w.up, w.up_scales, w.shared_down,
+                           w.shared_down_scales, w.J, chosen, weights, scores, logits, y, threads);
+            chosen += B * z.k;
+            weights += B * z.k;
+            scores += B * w.E;
+        } else {
+            fathom_network(z.kind, w.gate, w.gate_scales, w.up, w.up_scales, w.down, w.down_scales, x, B, z.D, w.I, y,
+                           threads);
+        }
+        for (n_t i = 0; i < B * z.D; ++i) h[i] += y[i];
+    }
 }
 
 void fathom_rms_norm(const float* x, n_t m, n_t D, const float* weight, float eps, float* y, int threads) {

@@ -32,13 +32,15 @@ SIGNATURES = {
     "fathom_latent_leave": (
         _I, _I, _I, *[_N] * 8, _P, _P, _N, _N, _P, _N, _N, _P, _P, _N, _N, _I, _F, _P, _P, _N, _P, _I,
     ),
+    "fathom_layers": (_P, _N, *[_P] * 7, _I),
     "fathom_rms_norm": (_P, _N, _N, _P, _F, _P, _I),
     "fathom_turn": (_P, *[_N] * 5, _P, _P, _P, _I),
 }  # fmt: skip
 
 
 @functools.cache
-def _function(name: str) -> Any:
+def function(name: str) -> Any:
+    """One of kernels.cpp, with the types of its arguments."""
     found = library()
     assert found is not None
     function = getattr(found, name)
@@ -82,7 +84,7 @@ def product(x: Tensor, weight: Tensor, scales: Tensor | None = None) -> Tensor:
     count, width = weight.shape
     wide = x.float().contiguous()
     y = torch.empty(*x.shape[:-1], count)
-    _function("fathom_product")(
+    function("fathom_product")(
         KINDS[weight.dtype], wide.data_ptr(), wide.numel() // width, width, *_at(weight, scales), count, y.data_ptr(),
         torch.get_num_threads(),
     )  # fmt: skip
@@ -97,8 +99,8 @@ def network(x: Tensor, gate: Kept, up: Kept, down: Kept) -> Tensor:
     """x (n, D), gate and up (I, D), down (D, I) -> W_down (silu(W_gate x) * W_up x) (n, D)."""
     n, width = x.shape
     wide, y = x.float().contiguous(), torch.empty(n, width)
-    _function("fathom_network")(
-        KINDS[down[0].dtype], *_at(*gate), *_at(*up), *_at(*down), wide.data_ptr(), n, width, len(gate[0]),
+    function("fathom_network")(
+        KINDS[down[0].dtype], *_at(*gate), *_at(*up), *_at(*down), wide.data_ptr(), n, width, gate[0].shape[0],
         y.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return y.to(x.dtype)
@@ -123,14 +125,15 @@ def mixture(
     """`MoE`: x (n, D), router (E, D), bias (E) float32, gate_up (E, 2 I, D), down (E, D, I), shared: gate, up and down
     -> y (n, D), and a `Choice`: experts (n, K) int64, weights (n, K), scores (n, E), logits (n, E)."""
     n, width = x.shape
-    count, k = len(router), choosing.k
+    count, k = router.shape[0], choosing.k
     wide, y = x.float().contiguous(), torch.empty(n, width)
     chosen, weights = torch.empty(n, k, dtype=torch.int64), torch.empty(n, k)
     scores, logits = torch.empty(2, n, count).unbind(0)
     beside = (None,) * 6 if shared is None else tuple(address for kept in shared for address in _at(*kept))
-    _function("fathom_mixture")(
+    function("fathom_mixture")(
         KINDS[down[0].dtype], KINDS[router.dtype], wide.data_ptr(), n, width, router.data_ptr(), bias.data_ptr(), count,
-        *choosing, *_at(*gate_up), *_at(*down), down[0].shape[2], *beside, 0 if shared is None else len(shared[0][0]),
+        *choosing, *_at(*gate_up), *_at(*down), down[0].shape[2], *beside,
+        0 if shared is None else shared[0][0].shape[0],
         chosen.data_ptr(), weights.data_ptr(), scores.data_ptr(), logits.data_ptr(), y.data_ptr(),
         torch.get_num_threads(),
     )  # fmt: skip
@@ -146,14 +149,14 @@ def latent_enter(
     normed; q float32, the others in the dtype of x."""
     rows, new, width = x.shape
     wide, cos, sin = x.float().contiguous(), cos.contiguous(), sin.contiguous()
-    latent, size = len(kv_a[0]) - rotary, len(q[0]) // heads
+    latent, size = kv_a[0].shape[0] - rotary, q[0].shape[0] // heads
     query = torch.empty(rows, new, heads, size)
     c, k_rope = torch.empty(rows, new, latent), torch.empty(rows, new, rotary)
     norms = (None if low is None else low[1].float(), kv_a_norm.float())  # named, so that they live through the call
-    _function("fathom_latent_enter")(
+    function("fathom_latent_enter")(
         KINDS[q[0].dtype], wide.data_ptr(), rows * new, width, *((None, None) if low is None else _at(*low[0])),
-        _address(norms[0]), 0 if low is None else len(low[0][0]), *_at(*q), *_at(*kv_a), _address(norms[1]), eps, heads,
-        size - rotary, rotary, latent, cos.data_ptr(), sin.data_ptr(), query.data_ptr(), c.data_ptr(),
+        _address(norms[0]), 0 if low is None else low[0][0].shape[0], *_at(*q), *_at(*kv_a), _address(norms[1]), eps,
+        heads, size - rotary, rotary, latent, cos.data_ptr(), sin.data_ptr(), query.data_ptr(), c.data_ptr(),
         k_rope.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return query, c.to(x.dtype), k_rope.to(x.dtype)
@@ -166,13 +169,13 @@ def latent_leave(
     mask (B or 1, 1, T, S), o (D, N V) -> (B, T, D) float32."""
     rows, new, heads, size = q.shape
     seen, latent = c.shape[1:]
-    rotary, width = k_rope.shape[2], len(o[0])
+    rotary, width = k_rope.shape[2], o[0].shape[0]
     value, y = o[0].shape[1] // heads, torch.empty(rows, new, width)
     masked: tuple[int | None, int, int] = (None, 0, 0)
     if mask is not None:
         mask = mask if mask.stride(3) == 1 else mask.contiguous()
         masked = (mask.data_ptr(), mask.stride(0) if mask.shape[0] > 1 else 0, mask.stride(2))
-    _function("fathom_latent_leave")(
+    function("fathom_latent_leave")(
         KINDS[o[0].dtype], KINDS[kv_b.dtype], KINDS[c.dtype], rows, new, seen, heads, size - rotary, rotary, value,
         latent, q.data_ptr(), c.data_ptr(), c.stride(0), c.stride(1), k_rope.data_ptr(), k_rope.stride(0),
         k_rope.stride(1), kv_b.data_ptr(), *masked, causal, scale, *_at(*o), width, y.data_ptr(),
@@ -186,7 +189,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     width = x.shape[-1]
     wide, weight = x.float().contiguous(), weight.float()
     y = torch.empty(x.shape)
-    _function("fathom_rms_norm")(
+    function("fathom_rms_norm")(
         wide.data_ptr(), wide.numel() // width, width, weight.data_ptr(), eps, y.data_ptr(), torch.get_num_threads()
     )
     return y.to(x.dtype)
@@ -199,7 +202,7 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     if wide.stride(3) != 1 or wide.stride(0) != new * wide.stride(1):
         wide = wide.contiguous()
     y = torch.empty(x.shape)
-    _function("fathom_turn")(
+    function("fathom_turn")(
         wide.data_ptr(), rows * new, heads, rotary, wide.stride(1), wide.stride(2), cos.data_ptr(), sin.data_ptr(),
         y.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
