@@ -111,7 +111,9 @@ def test_a_service_may_do_little(name: str) -> None:
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
-    assert [entry.split(":")[0] for entry in service["tmpfs"]] == ["/tmp"]
+    places = {entry.split(":")[0]: entry for entry in service["tmpfs"]}
+    assert list(places) == ["/tmp"] + ["/cache"] * (name == "model-service")
+    assert [place for place, entry in places.items() if "exec" in entry] == list(places)[1:]
     assert all(volume.endswith(":ro") for volume in service.get("volumes", ()))
     assert service["pids_limit"]
     assert service["mem_limit"]
@@ -141,9 +143,8 @@ def test_the_gpu_file_adds_a_gpu_and_torch_for_it() -> None:
 
 
 def test_what_the_services_set_is_read_by_somebody() -> None:
-    read = "".join(
-        path.read_text(encoding="utf-8") for path in (*ROOT.glob("docker/*.py"), *ROOT.glob("fathom/cli/*.py"))
-    )
+    readers = (*ROOT.glob("docker/*.py"), *ROOT.glob("fathom/cli/*.py"), ROOT / "fathom" / "places.py")
+    read = "".join(path.read_text(encoding="utf-8") for path in readers)
     for service in compose()["services"].values():
         for name in service["environment"]:
             assert f'"{name}"' in read, name
