@@ -141,6 +141,8 @@ def _parts(cost: Cost) -> dict[str, dict[str, int]]:
     if sparse:
         total = sum(size.total for size in sparse)
         parts[f"experts ({len(sparse)} layers)"] = (total, total - sum(size.unused for size in sparse))
+    if model.ngram is not None:
+        parts["n-gram memory"] = (cost.memory().total, cost.memory().total)
     norms = (2 * len(layers) + 1) * model.hidden_size
     parts["norms"] = (norms, norms)
     if not model.tie_word_embeddings:

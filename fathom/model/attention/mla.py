@@ -111,8 +111,7 @@ class MLA(nn.Module):
         if quick and absorbed:
             mask, causal, kv_b = visible.mask, visible.causal, self.kv_b_proj.weight
             return kernels.latent_leave(q, c, k_rope, kv_b, mask, causal, self.scale, self.o_proj.kept).to(h.dtype)
-        q_nope, q_rope = q.to(h.dtype).split((self.nope, self.rotary), dim=-1)
-        out = (self._absorbed if absorbed else self._expanded)(q_nope, q_rope, c, k_rope, visible)
+        out = (self._absorbed if absorbed else self._expanded)(q.to(h.dtype) if quick else q, c, k_rope, visible)
         return self.o_proj(out.flatten(-2))
 
     def _enter(self, h: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
@@ -136,14 +135,13 @@ class MLA(nn.Module):
         expanded = seen * self.latent * (self.nope + self.value) + new * seen * (self.nope + self.rotary + self.value)
         return new * self.latent * (self.nope + self.value) + new * seen * (2 * self.latent + self.rotary) < expanded
 
-    def _expanded(self, q_nope: Tensor, q_rope: Tensor, c: Tensor, k_rope: Tensor, visible: Visibility) -> Tensor:
+    def _expanded(self, q: Tensor, c: Tensor, k_rope: Tensor, visible: Visibility) -> Tensor:
         """Rebuild every key and value from the latents c (B, S, C); (B, T, N, V)."""
         k_nope, v = self.kv_b_proj(c).unflatten(-1, (self.heads, -1)).split((self.nope, self.value), dim=-1)
         k = torch.cat((k_nope, k_rope.unsqueeze(2).expand(-1, -1, self.heads, -1).to(k_nope.dtype)), dim=-1)
-        q = torch.cat((q_nope, q_rope), dim=-1)
         return attend(q, k, v, self.scale, visible)
 
-    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, c: Tensor, k_rope: Tensor, visible: Visibility) -> Tensor:
+    def _absorbed(self, q: Tensor, c: Tensor, k_rope: Tensor, visible: Visibility) -> Tensor:
         """Attend in latent space; (B, T, N, V).
 
             s_ij = ((W_uk,i^T q_i) . c_j + q_r,i . k_r,j) scale,   o_i = W_uv,i sum_j p_ij c_j
@@ -151,8 +149,9 @@ class MLA(nn.Module):
         Heads and new tokens are folded into the rows of one matrix product a sequence, since a product broadcast over
         heads is several times slower. One sequence, or one new token each, is folded without a copy.
         """
-        rows, new = q_nope.shape[:2]
-        dtype = q_nope.dtype
+        rows, new = q.shape[:2]
+        dtype = q.dtype
+        q_nope, q_rope = q.split((self.nope, self.rotary), dim=-1)
         weight = self.kv_b_proj.weight.to(dtype).view(self.heads, -1, self.latent)  # (N, H + V, C)
         w_uk, w_uv = weight[:, : self.nope], weight[:, self.nope :]
         c, k_rope = c.to(dtype), k_rope.to(dtype)
