@@ -16,7 +16,8 @@ from fathom.model.block import Block
 from fathom.model.moe.balance import RoutingReport
 from fathom.model.moe.layer import MoE
 from fathom.model.native import kernels
-from fathom.model.native.layers import Layer, Sizes, addresses, through
+from fathom.model.native.kernels import addresses
+from fathom.model.native.layers import Layer, Sizes, through
 from fathom.model.rope import Rope
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import MOES, WIDTH, close, tiny_config
+from tiny_models import MOES, WIDTH, close, seeded, tiny_config
 from torch import Tensor
 
 from fathom.model.attention.cache import Visibility
@@ -19,10 +19,6 @@ from fathom.model.rope import Rope, YarnConfig
 
 CPU = torch.device("cpu")
 MOE_KINDS = [name for name, keys in MOES.items() if keys]
-
-
-def seeded(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def test_swiglu_is_the_formula() -> None:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import close, tiny_model, tokens_of
+from tiny_models import close, seeded, tiny_model, tokens_of
 from torch import Tensor
 
 from fathom.generate.cache import caches_for
@@ -26,10 +26,6 @@ from fathom.model.transformer import Transformer
 pytestmark = pytest.mark.skipif(build.find_compiler() is None, reason="needs a C++ compiler")
 DTYPES = [torch.float32, torch.bfloat16]
 EPS = {torch.float32: 2e-6, torch.bfloat16: 2**-8}
-
-
-def seeded(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture

@@ -71,6 +71,10 @@ def tiny_model(
     return model
 
 
+def seeded(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
 def tokens_of(rows: int, length: int, seed: int = 0) -> Tensor:
     return torch.randint(VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
 

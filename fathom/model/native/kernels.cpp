@@ -104,11 +104,8 @@ struct Float32 {
     static Floats close(Floats sum) { return sum; }
 };
 
-struct BFloat16 {
+struct BFloat16 : Float32 {  // but for how it is kept
     typedef uint16_t kept;
-    typedef float other;
-    typedef Floats Sum;
-    static constexpr int step = LANES;
     static Floats wide(const uint16_t* w) {
         Words bits = __builtin_convertvector(load<Halves>(w), Words) << 16;
         Floats v;
@@ -121,9 +118,6 @@ struct BFloat16 {
         std::memcpy(&v, &bits, sizeof v);
         return v;
     }
-    static Floats right(const float* x) { return load<Floats>(x); }
-    static void add(Floats& sum, Floats w, Floats x) { sum = fused(w, x, sum); }
-    static Floats close(Floats sum) { return sum; }
 };
 
 // int8 times 16-bit integers: pairs of products are added in 32 bits, which hold LONGEST of them in every lane.

@@ -79,20 +79,29 @@ def few(x: Tensor, rows: int) -> bool:
     return 0 < rows <= FEW and serve(x)
 
 
+Kept = tuple[Tensor, Tensor | None]
+"""A matrix, or one for each expert, and the scales of its rows if it is int8."""
+
+
+def addresses(*kept: Kept | None) -> list[int | None]:
+    """Of matrices and their scales; None: there is none."""
+    found: list[int | None] = []
+    for pair in kept:
+        weight, scales = (None, None) if pair is None else pair
+        found += (_address(weight), _address(scales))
+    return found
+
+
 def product(x: Tensor, weight: Tensor, scales: Tensor | None = None) -> Tensor:
     """x (..., K), weight (N, K), scales (N) with int8 -> x W^T (..., N)."""
     count, width = weight.shape
     wide = x.float().contiguous()
     y = torch.empty(*x.shape[:-1], count)
     function("fathom_product")(
-        KINDS[weight.dtype], wide.data_ptr(), wide.numel() // width, width, *_at(weight, scales), count, y.data_ptr(),
-        torch.get_num_threads(),
+        KINDS[weight.dtype], wide.data_ptr(), wide.numel() // width, width, *addresses((weight, scales)), count,
+        y.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return y.to(x.dtype)
-
-
-Kept = tuple[Tensor, Tensor | None]
-"""A matrix, or one for each expert, and the scales of its rows if it is int8."""
 
 
 def network(x: Tensor, gate: Kept, up: Kept, down: Kept) -> Tensor:
@@ -100,7 +109,7 @@ def network(x: Tensor, gate: Kept, up: Kept, down: Kept) -> Tensor:
     n, width = x.shape
     wide, y = x.float().contiguous(), torch.empty(n, width)
     function("fathom_network")(
-        KINDS[down[0].dtype], *_at(*gate), *_at(*up), *_at(*down), wide.data_ptr(), n, width, gate[0].shape[0],
+        KINDS[down[0].dtype], *addresses(gate, up, down), wide.data_ptr(), n, width, gate[0].shape[0],
         y.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return y.to(x.dtype)
@@ -129,10 +138,10 @@ def mixture(
     wide, y = x.float().contiguous(), torch.empty(n, width)
     chosen, weights = torch.empty(n, k, dtype=torch.int64), torch.empty(n, k)
     scores, logits = torch.empty(2, n, count).unbind(0)
-    beside = (None,) * 6 if shared is None else tuple(address for kept in shared for address in _at(*kept))
+    beside = addresses(*(shared or (None, None, None)))
     function("fathom_mixture")(
         KINDS[down[0].dtype], KINDS[router.dtype], wide.data_ptr(), n, width, router.data_ptr(), bias.data_ptr(), count,
-        *choosing, *_at(*gate_up), *_at(*down), down[0].shape[2], *beside,
+        *choosing, *addresses(gate_up, down), down[0].shape[2], *beside,
         0 if shared is None else shared[0][0].shape[0],
         chosen.data_ptr(), weights.data_ptr(), scores.data_ptr(), logits.data_ptr(), y.data_ptr(),
         torch.get_num_threads(),
@@ -154,8 +163,8 @@ def latent_enter(
     c, k_rope = torch.empty(rows, new, latent), torch.empty(rows, new, rotary)
     norms = (None if low is None else low[1].float(), kv_a_norm.float())  # named, so that they live through the call
     function("fathom_latent_enter")(
-        KINDS[q[0].dtype], wide.data_ptr(), rows * new, width, *((None, None) if low is None else _at(*low[0])),
-        _address(norms[0]), 0 if low is None else low[0][0].shape[0], *_at(*q), *_at(*kv_a), _address(norms[1]), eps,
+        KINDS[q[0].dtype], wide.data_ptr(), rows * new, width, *addresses(low and low[0]),
+        _address(norms[0]), 0 if low is None else low[0][0].shape[0], *addresses(q, kv_a), _address(norms[1]), eps,
         heads, size - rotary, rotary, latent, cos.data_ptr(), sin.data_ptr(), query.data_ptr(), c.data_ptr(),
         k_rope.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
@@ -178,7 +187,7 @@ def latent_leave(
     function("fathom_latent_leave")(
         KINDS[o[0].dtype], KINDS[kv_b.dtype], KINDS[c.dtype], rows, new, seen, heads, size - rotary, rotary, value,
         latent, q.data_ptr(), c.data_ptr(), c.stride(0), c.stride(1), k_rope.data_ptr(), k_rope.stride(0),
-        k_rope.stride(1), kv_b.data_ptr(), *masked, causal, scale, *_at(*o), width, y.data_ptr(),
+        k_rope.stride(1), kv_b.data_ptr(), *masked, causal, scale, *addresses(o), width, y.data_ptr(),
         torch.get_num_threads(),
     )  # fmt: skip
     return y
@@ -207,10 +216,6 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         y.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return y.to(x.dtype)
-
-
-def _at(weight: Tensor, scales: Tensor | None) -> tuple[int, int | None]:
-    return weight.data_ptr(), _address(scales)
 
 
 def _address(tensor: Tensor | None) -> int | None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fathom.model.native.kernels import KINDS, Choosing, Kept, function
+from fathom.model.native.kernels import KINDS, Choosing, function
 
 _F, _I, _N, _P = ctypes.c_float, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
 NORMS = ("norm", "q_a_norm", "kv_a_norm", "norm_after")
@@ -38,15 +38,6 @@ class Sizes(ctypes.Structure):
         *((name, _F) for name in ("eps", "latent_eps", "scale", "weight_scale")),
         *((name, _I) for name in ("kind", "sigmoid", "normalised", "best_two")),
     ]
-
-
-def addresses(*kept: Kept | None) -> list[int | None]:
-    """Of matrices and their scales; None: there is none."""
-    found: list[int | None] = []
-    for pair in kept:
-        weight, scales = (None, None) if pair is None else pair
-        found += (None if weight is None else weight.data_ptr(), None if scales is None else scales.data_ptr())
-    return found
 
 
 def through(
