@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fathom.model.attention.cache import Visibility
+from fathom.model.native.layers import Where
 from fathom.model.transformer import ModelConfig
 
 
@@ -61,11 +62,20 @@ class Cache:
         self._tokens = torch.cat((seen, tokens), 1)
         return F.pad(seen[:, max(0, self._length - count) :], (max(0, count - self._length), 0), value=-1)
 
-    def room(self) -> tuple[Tensor, ...]:
-        """Views of everything stored and of the next place, which counts as stored. ValueError: it is full."""
+    @property
+    def memory(self) -> tuple[Tensor, ...]:
+        """A row is a block."""
+        return self._kept
+
+    def where(self) -> Where:
+        """Everything stored and the next place. ValueError: it is full."""
         self._check(self._length + 1)
+        rows = len(self._tokens)
+        return Where(torch.arange(rows).unsqueeze(1), torch.full((rows,), self._length + 1), self.capacity)
+
+    def grow(self) -> None:
+        """One more token of each row counts as stored."""
         self._length += 1
-        return tuple(kept[:, : self._length] for kept in self._kept)
 
     def _check(self, end: int) -> None:
         if end > self.capacity:

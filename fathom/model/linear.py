@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fathom.model.native import kernels
 from fathom.model.native.kernels import Kept
+from fathom.model.precision import compute_dtype
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
-    """x (..., K), weight (N, K) of one dtype -> x W^T (..., N)."""
-    if x.dtype == weight.dtype and kernels.few(x, x.numel() // x.shape[-1]):
+    """x (..., K), weight (N, K) -> x W^T (..., N), in the dtype of x, or autocast's."""
+    if takes(x, weight, x.numel() // x.shape[-1]):
         return kernels.product(x, weight)
-    return F.linear(x, weight)
+    if x.dtype == weight.dtype or torch.is_autocast_enabled(x.device.type):
+        return F.linear(x, weight)
+    dtype = arithmetic(x, weight)
+    return F.linear(x.to(dtype), weight.to(dtype)).to(x.dtype)
+
+
+def takes(x: Tensor, weight: Tensor, rows: int) -> bool:
+    """Whether the kernels are the faster way for these rows x."""
+    return weight.dtype in kernels.KINDS and kernels.few(x, rows)
+
+
+def arithmetic(x: Tensor, weight: Tensor) -> torch.dtype:
+    """Of products of many rows: that of x or autocast, or bfloat16 if the weight is and the processor multiplies it."""
+    narrow = weight.dtype == torch.bfloat16 and kernels.serve(x) and kernels.multiplies_bfloat16()
+    return weight.dtype if narrow else compute_dtype(x)
 
 
 class Linear(nn.Linear):
@@ -32,7 +48,7 @@ class Linear(nn.Linear):
 
     def takes(self, x: Tensor, rows: int) -> bool:
         """Whether the kernels are the faster way for these rows x."""
-        return x.dtype == self.weight.dtype and kernels.few(x, rows)
+        return takes(x, self.weight, rows)
 
     def dense(self) -> Tensor:
         """The weight as numbers, however it is kept."""

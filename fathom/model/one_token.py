@@ -1,104 +1,175 @@
 """One new token a row, through all layers in one call: what most of the passes of text generation are.
 
 The same numbers as `Block` after `Block`, each by its kernels; a block that somebody listens to is called as it is.
+Where the weights lie is found once, and looked at again in every pass: with a part replaced, moved or listened to, it
+is found anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fathom.model.attention.cache import LayerCache, Visibility
+from fathom.model.attention.cache import LayerCache
 from fathom.model.attention.mla import LATENT_NORM_EPS, MLA
 from fathom.model.block import Block
+from fathom.model.feedforward import FeedForward
 from fathom.model.moe.balance import RoutingReport
 from fathom.model.moe.layer import MoE
 from fathom.model.native import kernels
-from fathom.model.native.kernels import addresses
+from fathom.model.native.kernels import KINDS, Kept
 from fathom.model.native.layers import Layer, Sizes, through
 from fathom.model.rope import Rope
 
+Watched = tuple[dict[str, Any], str, Any]
+"""A dictionary, a key, and what must be there."""
 
-def suits(blocks: nn.ModuleList, h: Tensor, visible: Visibility) -> bool:
-    """Whether h (B, 1, D) can go through these blocks by `one_token`."""
-    return (
-        h.shape[1] == 1
-        and h.dtype == torch.float32
-        and visible.mask is None
-        and kernels.few(h, len(h))
-        and all(_plain(block) for block in blocks)
-    )
+
+class OneToken:
+    """The layers of one model. A copy of it knows nothing."""
+
+    def __init__(self) -> None:
+        self._found: _Found | None = None
+
+    def __reduce__(self) -> tuple[type[OneToken], tuple[()]]:
+        return OneToken, ()
+
+    def __call__(
+        self, blocks: nn.ModuleList, h: Tensor, rope: Rope, caches: Sequence[LayerCache], real: Tensor | None
+    ) -> tuple[Tensor, list[RoutingReport]] | None:
+        """h (B, 1, D), the embeddings -> (B, 1, D) after the last block, and the reports. None, and nothing is changed:
+        they cannot go this way."""
+        if h.shape[1] != 1 or not kernels.few(h, len(h)):
+            return None
+        found = self._found
+        if found is None or not found.stands(blocks):
+            if not all(_plain(block) for block in blocks):
+                return None
+            found = self._found = _Found(blocks)
+        where = caches[0].where()
+        if where is None:
+            return None
+        out, chosen, weights, scores = through(
+            found.layers, found.sizes, len(found.moes), found.experts, h, rope.cos, rope.sin,
+            [cache.memory for cache in caches], where,
+        )  # fmt: skip
+        for cache in caches:
+            cache.grow()
+        nothing, none_lost = torch.zeros(()), torch.zeros((), dtype=torch.int64)
+        told = zip(found.moes, chosen.unbind(), weights.unbind(), scores.unbind(), strict=True)
+        return out, [RoutingReport(moe.layer, none_lost, nothing, e, w, s, real) for moe, e, w, s in told]
 
 
 def _plain(block: nn.Module) -> bool:
-    if not isinstance(block, Block):
+    if not isinstance(block, Block) or block.training or any(_listeners(block)):
         return False
     attention, network = block.self_attn, block.mlp
-    return (
-        isinstance(attention, MLA)
-        and attention.kv_b_proj.weight.dtype == torch.float32
-        and not (block.training or block._forward_hooks or block._forward_pre_hooks)
-        and not (attention._forward_hooks or attention._forward_pre_hooks)
-        and not (network._forward_hooks or network._forward_pre_hooks)
-    )
+    if not isinstance(attention, MLA) or attention.kv_b_proj.weight.dtype not in KINDS:
+        return False
+    query = attention.q_b_proj if attention.low_rank_query else attention.q_proj
+    kept = [query.kept, attention.kv_a_proj_with_mqa.kept, attention.o_proj.kept, *_of_network(network).values()]
+    kinds = {pair[0].dtype for pair in kept}
+    return len(kinds) == 1 and kinds <= KINDS.keys()
 
 
-def one_token(
-    blocks: nn.ModuleList, h: Tensor, rope: Rope, caches: Sequence[LayerCache], real: Tensor | None
-) -> tuple[Tensor, list[RoutingReport]] | None:
-    """h (B, 1, D), the embeddings -> (B, 1, D) after the last block, and the reports. None, and nothing is changed: the
-    caches have no room for a token that could be written from outside."""
-    first = caches[0].room()
-    if first is None:
-        return None
-    rooms = [first]
-    for cache in caches[1:]:
-        room = cache.room()
-        assert room is not None, "caches of one pass are of one kind"
-        rooms.append(room)
-    known = [block for block in blocks if isinstance(block, Block)]
-    layers = [_layer(block, *room) for block, room in zip(known, rooms, strict=True)]
-    attention, moes = known[0].self_attn, [block.mlp for block in known if isinstance(block.mlp, MoE)]
-    assert isinstance(attention, MLA)
-    sizes = Sizes(
-        len(h), rooms[0][0].shape[1], h.shape[2],
-        attention.q_a_proj.kept[0].shape[0] if attention.low_rank_query else 0, attention.heads, attention.nope,
-        attention.rotary, attention.value, attention.latent,
-    )  # fmt: skip
-    sizes.eps, sizes.latent_eps, sizes.scale = known[0].input_layernorm.eps, LATENT_NORM_EPS, attention.scale
-    out, chosen, weights, scores = through(
-        layers, sizes, moes[0].gate.choosing if moes else None, len(moes),
-        moes[0].config.n_routed_experts if moes else 0,
-        attention.o_proj.kept[0].dtype, h, rope.cos, rope.sin,
-    )  # fmt: skip
-    nothing, none_lost = torch.zeros(()), torch.zeros((), dtype=torch.int64)
-    told = zip(moes, chosen, weights, scores, strict=True)
-    reports = [RoutingReport(moe.layer, none_lost, nothing, e, w, s, real) for moe, e, w, s in told]
-    return out, reports
+def _listeners(block: Block) -> Iterator[dict[int, Any]]:
+    for part in (block, block.self_attn, block.mlp):
+        yield part._forward_hooks
+        yield part._forward_pre_hooks
 
 
-def _layer(block: Block, c: Tensor, k_rope: Tensor) -> Layer:
-    attention, network = block.self_attn, block.mlp
-    assert isinstance(attention, MLA)
-    low = attention.low_rank_query
-    query = attention.q_b_proj if low else attention.q_proj
-    shared = network.shared_experts if isinstance(network, MoE) else None
-    if isinstance(network, MoE):
-        gate_up, down = network.experts.kept
-        gate_s, up_s, down_s = (None, None, None) if shared is None else shared.kept
-        facts = [
-            down[0].shape[2], gate_up[0].shape[0], 0 if gate_s is None else gate_s[0].shape[0],
-            network.gate.weight.data_ptr(), network.gate.e_score_correction_bias.data_ptr(),
-            *addresses(gate_up, up_s, down, gate_s, down_s),
-        ]  # fmt: skip
-    else:
-        facts = [network.gate_proj.kept[0].shape[0], 0, 0, None, None, *addresses(*network.kept, None, None)]
-    return Layer(
-        block.input_layernorm.weight.data_ptr(), attention.q_a_layernorm.weight.data_ptr() if low else None,
-        attention.kv_a_layernorm.weight.data_ptr(), block.post_attention_layernorm.weight.data_ptr(),
-        *addresses(attention.q_a_proj.kept if low else None, query.kept, attention.kv_a_proj_with_mqa.kept),
-        attention.kv_b_proj.weight.data_ptr(), *addresses(attention.o_proj.kept), c.data_ptr(), k_rope.data_ptr(),
-        c.stride(0), c.stride(1), k_rope.stride(0), k_rope.stride(1), *facts,
-    )  # fmt: skip
+def _of_network(network: MoE | FeedForward) -> dict[str, Kept]:
+    """Its matrices by their names in `Layer`."""
+    if not isinstance(network, MoE):
+        return dict(zip(("gate", "up", "down"), network.kept, strict=True))
+    found = dict(zip(("gate", "down"), network.experts.kept, strict=True))
+    if network.shared_experts is not None:
+        found |= zip(("shared_gate", "up", "shared_down"), network.shared_experts.kept, strict=True)
+    return found
+
+
+class _Found:
+    """Where the weights of plain blocks lie, and how to see that they still lie there."""
+
+    def __init__(self, blocks: nn.ModuleList) -> None:
+        known = [block for block in blocks if isinstance(block, Block)]
+        self.tensors: list[Tensor] = []
+        self.moes = [block.mlp for block in known if isinstance(block.mlp, MoE)]
+        self.experts = self.moes[0].config.n_routed_experts if self.moes else 0
+        self.layers = (Layer * len(known))(*map(self._layer, known))
+        self.sizes = self._sizes(known[0])
+        self.addresses = [tensor.data_ptr() for tensor in self.tensors]
+        self.blocks = known
+        self.listeners = [hooks for block in known for hooks in _listeners(block)]
+        self.watched = [seen for part in blocks.modules() for seen in _watched(part)]
+
+    def stands(self, blocks: nn.ModuleList) -> bool:
+        """Whether all that was found is still there, and nobody has come to listen."""
+        return (
+            len(blocks) == len(self.blocks)
+            and all(block is known and not block.training for block, known in zip(blocks, self.blocks, strict=True))
+            and not any(self.listeners)
+            and all(place.get(name) is part for place, name, part in self.watched)
+            and [tensor.data_ptr() for tensor in self.tensors] == self.addresses
+        )
+
+    def _address(self, tensor: Tensor) -> int:
+        assert tensor.is_contiguous()
+        self.tensors.append(tensor)
+        return tensor.data_ptr()
+
+    def _matrix(self, name: str, kept: Kept) -> dict[str, int]:
+        found = {name: kept[0], f"{name}_scales": kept[1]}
+        return {key: self._address(tensor) for key, tensor in found.items() if tensor is not None}
+
+    def _layer(self, block: Block) -> Layer:
+        attention, network = block.self_attn, block.mlp
+        assert isinstance(attention, MLA)
+        norms = {"norm": block.input_layernorm, "norm_after": block.post_attention_layernorm}
+        norms["kv_a_norm"] = attention.kv_a_layernorm
+        matrices = {"kv_a": attention.kv_a_proj_with_mqa.kept, "o": attention.o_proj.kept, **_of_network(network)}
+        if attention.low_rank_query:
+            norms["q_a_norm"] = attention.q_a_layernorm
+            matrices |= {"q_a": attention.q_a_proj.kept, "q_b": attention.q_b_proj.kept}
+        else:
+            matrices["q_b"] = attention.q_proj.kept
+        facts = {name: self._address(norm.weight) for name, norm in norms.items()}
+        facts["kv_b"] = self._address(attention.kv_b_proj.weight)
+        for name, kept in matrices.items():
+            facts |= self._matrix(name, kept)
+        if isinstance(network, MoE):
+            facts["router"] = self._address(network.gate.weight)
+            facts["bias"] = self._address(network.gate.e_score_correction_bias)
+            facts |= {"inner": matrices["down"][0].shape[2], "experts": network.config.n_routed_experts}
+            facts["shared"] = matrices["up"][0].shape[0] if "up" in matrices else 0
+        else:
+            facts["inner"] = matrices["gate"][0].shape[0]
+        return Layer(**facts)
+
+    def _sizes(self, first: Block) -> Sizes:
+        attention = first.self_attn
+        assert isinstance(attention, MLA)
+        sizes = Sizes(
+            D=first.input_layernorm.weight.shape[0], N=attention.heads, H=attention.nope, R=attention.rotary,
+            V=attention.value, C=attention.latent, eps=first.input_layernorm.eps, latent_eps=LATENT_NORM_EPS,
+            scale=attention.scale, kind=KINDS[attention.o_proj.kept[0].dtype],
+            norm_kind=KINDS[first.input_layernorm.weight.dtype], kv_b_kind=KINDS[attention.kv_b_proj.weight.dtype],
+        )  # fmt: skip
+        if attention.low_rank_query:
+            sizes.L = attention.q_a_proj.kept[0].shape[0]
+        if self.moes:
+            gate = self.moes[0].gate
+            sizes.router_kind = KINDS[gate.weight.dtype]
+            sizes.k, sizes.sigmoid, sizes.normalised, sizes.weight_scale = gate.choosing[:4]
+            sizes.groups, sizes.kept_groups, sizes.best_two = gate.choosing[4:]
+        return sizes
+
+
+def _watched(part: nn.Module) -> Iterator[Watched]:
+    for place in (part._modules, part._parameters, part._buffers):
+        yield from ((place, name, kept) for name, kept in place.items())
+    if "kept" in vars(part):
+        yield vars(part), "kept", vars(part)["kept"]

@@ -26,9 +26,10 @@ from fathom.model.linear import Embedding, Linear
 from fathom.model.moe.balance import LossFree, RoutingReport, update_bias
 from fathom.model.moe.layer import MoE, MoEConfig
 from fathom.model.mtp import MTPConfig, MTPLayer
+from fathom.model.native import kernels
 from fathom.model.ngram.memory import LARGEST, NgramConfig, NgramMemory
 from fathom.model.norm import RMSNorm
-from fathom.model.one_token import one_token, suits
+from fathom.model.one_token import OneToken
 from fathom.model.rope import Rope
 
 
@@ -148,6 +149,7 @@ class Transformer(nn.Module):
         config.check_vocabulary()
         self.config = config
         self.run_block: Callable[..., Any] = call
+        self._one_token = OneToken()
         width, eps, count = config.hidden_size, config.rms_norm_eps, config.num_hidden_layers
 
         def block(layer: int) -> Block:
@@ -193,7 +195,7 @@ class Transformer(nn.Module):
         rope = self.rope(places.expand_as(tokens) if positions is None else positions)
         if real is None and segments is not None:
             real = segments >= 0
-        h, recalled = self.embed_tokens(tokens), None
+        h, recalled = kernels.widened(self.embed_tokens(tokens)), None
         if self.memory is not None:
             before = caches[0].before(tokens, self.memory.reach) if caches else None
             recalled = self.memory.recall(tokens, before, origins, segments)
@@ -208,7 +210,7 @@ class Transformer(nn.Module):
         self, h: Tensor, rope: Rope, visible: Visibility, real: Tensor | None, caches: Sequence[LayerCache] | None
     ) -> tuple[Tensor, list[RoutingReport]]:
         """One layer after the other, or all at once for one new token a row."""
-        if caches and suits(self.layers, h, visible) and (done := one_token(self.layers, h, rope, caches, real)):
+        if caches and (done := self._one_token(self.layers, h, rope, caches, real)):
             return done
         reports = []
         for i, block in enumerate(self.layers):
@@ -235,7 +237,8 @@ class Transformer(nn.Module):
         if real is None and segments is not None:
             real = segments >= 0
         layer = self.mtp[depth - 1]
-        return self.run_block(layer, hidden, self.embed_tokens(tokens), self.rope(positions), visible, real, cache)
+        ahead = kernels.widened(self.embed_tokens(tokens))
+        return self.run_block(layer, hidden, ahead, self.rope(positions), visible, real, cache)
 
     def _sight(
         self, new: int, device: torch.device, segments: Tensor | None, cache: LayerCache | None
@@ -251,7 +254,7 @@ class Transformer(nn.Module):
         """hidden (..., D) after the final norm, or (..., D + V) as `trunk` returns it -> logits (..., V)."""
         if self.memory is not None:
             hidden, added = hidden.tensor_split([self.config.hidden_size], dim=-1)
-            hidden = hidden.to(self.norm.weight.dtype)
+            hidden = hidden if kernels.serve(hidden) else hidden.to(self.norm.weight.dtype)
             return added + (self.embed_tokens.as_head(hidden) if self.lm_head is None else self.lm_head(hidden))
         return self.embed_tokens.as_head(hidden) if self.lm_head is None else self.lm_head(hidden)
 

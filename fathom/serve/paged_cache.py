@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fathom.model.attention.cache import Visibility
+from fathom.model.native.layers import Where
 
 
 class Pages:
@@ -34,6 +35,7 @@ class Pages:
         self.widths, self.blocks, self.size = tuple(widths), blocks, size
         # zeros: what nobody wrote is hidden by masks, and 0 x NaN would be NaN
         self.layers = [torch.zeros(blocks + 1, size, sum(widths), dtype=dtype, device=device) for _ in range(layers)]
+        self._parts = [layer.split(self.widths, -1) for layer in self.layers]
 
     @property
     def bytes(self) -> int:
@@ -52,7 +54,7 @@ class Pages:
 
     def view(self, layers: Sequence[int], rows: Rows) -> list[PagedLayer]:
         """What the model is handed for a pass: a cache a layer."""
-        return [PagedLayer(self.layers[i], self.widths, rows) for i in layers]
+        return [PagedLayer(self.layers[i], self._parts[i], rows) for i in layers]
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,12 @@ class Rows:
         return table[0] if all(b == table[0] + i for i, b in enumerate(table)) else None
 
     @cached_property
+    def where(self) -> Where:
+        """Where the tokens of each row lie, the new ones too."""
+        lengths = [start + count for start, count in zip(self.starts, self.counts, strict=True)]
+        return Where(self.gathered.view(len(lengths), -1), torch.tensor(lengths), self.size)
+
+    @cached_property
     def gathered(self) -> Tensor:
         """(B n): the blocks of all rows, the spare one where a row has fewer than n."""
         n = -(-self.seen // self.size)
@@ -138,8 +146,8 @@ class Rows:
 class PagedLayer:
     """One layer's blocks as a `LayerCache` of some rows."""
 
-    def __init__(self, pages: Tensor, widths: Sequence[int], rows: Rows) -> None:
-        self.pages, self.widths, self.rows = pages, tuple(widths), rows
+    def __init__(self, pages: Tensor, memory: tuple[Tensor, ...], rows: Rows) -> None:
+        self.pages, self.memory, self.rows = pages, memory, rows
 
     def places(self, new: int, device: torch.device) -> Tensor:
         """(B, T)."""
@@ -164,12 +172,14 @@ class PagedLayer:
         if found is None:
             found = pages.view(len(pages), -1).index_select(0, rows.gathered)
             found = found.view(len(rows.tables), -1, pages.shape[-1])[:, : rows.seen]
-        return found.split(self.widths, -1)
+        return found.split([part.shape[-1] for part in self.memory], -1)
 
-    def room(self) -> tuple[Tensor, ...] | None:
-        """A view, where there is one row and its blocks lie side by side."""
-        found = self._stored()
-        return None if found is None else found.split(self.widths, -1)
+    def where(self) -> Where:
+        """The rows' blocks."""
+        return self.rows.where
+
+    def grow(self) -> None:
+        """Nothing: the rows count their new tokens from the beginning."""
 
     def _stored(self) -> Tensor | None:
         """The one row with its new tokens as a view (1, S, W), if its blocks lie side by side."""

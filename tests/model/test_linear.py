@@ -37,13 +37,27 @@ def test_gradients_and_other_dtypes_are_left_to_pytorch(monkeypatch: pytest.Monk
             layer(x)
 
 
-def test_few_rows_in_bfloat16_depend_on_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = torch.zeros(()).bfloat16()
+@pytest.mark.parametrize("fast", [False, True])
+@torch.no_grad()
+def test_weights_in_bfloat16(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """x stays float32. Many rows are multiplied in what the processor is fast at."""
+    monkeypatch.setattr(kernels, "multiplies_bfloat16", lambda: fast)
+    weight = torch.randn(17, 11).bfloat16()
+    for rows in (1, kernels.FEW, kernels.FEW + 1):
+        x = torch.randn(rows, 11)
+        y, exact = product(x, weight), F.linear(x, weight.float())
+        assert y.dtype == torch.float32
+        assert close(y, exact, 1e-2)
+        assert close(y, exact, 1e-6) == (rows <= kernels.FEW or not fast)
+    assert product(x.bfloat16(), weight).dtype == torch.bfloat16  # by PyTorch
+
+
+def test_few_rows() -> None:
+    x = torch.zeros(())
+    assert not kernels.few(x, 4)  # gradients
     with torch.no_grad():
-        for fast, want in ((False, [False, True, True, True]), (True, [False, True, False, False])):
-            monkeypatch.setattr(kernels, "multiplies_bfloat16", lambda fast=fast: fast)
-            assert [kernels.few(x, rows) for rows in (0, 4, 5, 500)] == want
-        assert [kernels.few(x.float(), rows) for rows in (0, 4, 64, 65)] == [False, True, True, False]
+        assert [kernels.few(x, rows) for rows in (0, 4, 64, 65)] == [False, True, True, False]
+        assert not kernels.few(x.bfloat16(), 4)
 
 
 @settings(max_examples=15, deadline=None)

@@ -117,7 +117,7 @@ class GrowingCache:
     def visible(self, new: int, device: torch.device) -> Visibility:
         return Visibility.of(new, self.length + new, None, device)
 
-    def room(self) -> None:
+    def where(self) -> None:
         return None
 
     def append(self, *new: Tensor) -> tuple[Tensor, ...]:

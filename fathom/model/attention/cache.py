@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fathom.model.native.layers import Where
+
 
 class LayerCache(Protocol):
     """The memory of one attention layer. Each attention says by `cache_widths` which tensors it keeps and how wide
@@ -24,9 +26,16 @@ class LayerCache(Protocol):
         """Take note of the next tokens (B, T); the `count` tokens before them (B, count), -1 where there were none.
         Only the first layer's cache is asked, and only by a model with an n-gram memory."""
 
-    def room(self) -> tuple[Tensor, ...] | None:
-        """Everything stored and a place for one more token of each row, (B, S, width), which the caller fills; or None,
-        and nothing is changed, where that is not one piece of memory."""
+    @property
+    def memory(self) -> tuple[Tensor, ...]:
+        """Where tokens are kept, (blocks, size, width) each. `where` says which token is where."""
+
+    def where(self) -> Where | None:
+        """Everything stored and a place for one more token of each row; None if a caller cannot be told. Only the first
+        layer's cache is asked."""
+
+    def grow(self) -> None:
+        """Count one more token of each row as stored: the caller has written it to its place."""
 
     def append(self, *new: Tensor) -> tuple[Tensor, ...]:
         """Store new (B, T, width) tensors; return everything stored, (B, S, width) each. Rows may have different

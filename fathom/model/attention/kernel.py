@@ -16,7 +16,6 @@ from torch import Tensor
 
 from fathom.model.attention.cache import Visibility
 from fathom.model.attention.causal import attend_in_blocks, suits
-from fathom.model.native.kernels import slow_in_bfloat16
 from fathom.model.precision import widen
 
 
@@ -35,7 +34,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, visible: Visibility) -
     dtype, value_dim = q.dtype, v.shape[-1]
     if suits(q, k, visible.mask is None and visible.causal):
         return attend_in_blocks(q, k, v, scale)
-    if (dtype == torch.float16 and q.device.type == "cpu") or (dtype == torch.bfloat16 and slow_in_bfloat16(q)):
+    if (dtype == torch.float16 and q.device.type == "cpu") or k.dtype != dtype:
         q, k, v = q.float(), k.float(), v.float()
     if value_dim < q.shape[-1]:
         v = F.pad(v, (0, q.shape[-1] - value_dim))

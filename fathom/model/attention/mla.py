@@ -102,7 +102,7 @@ class MLA(nn.Module):
         absorbed: bool | None = None,
     ) -> Tensor:
         """absorbed: which of the two equal paths; None chooses the one with fewer operations, expanded in training."""
-        quick = h.dtype == self.kv_b_proj.weight.dtype and self.o_proj.takes(h, h.shape[0] * h.shape[1])
+        quick = self.kv_b_proj.weight.dtype in kernels.KINDS and self.o_proj.takes(h, h.shape[0] * h.shape[1])
         q, c, k_rope = (self._enter_quick if quick else self._enter)(h, rope)
         if cache is not None:
             c, k_rope = cache.append(c, k_rope)
@@ -110,8 +110,8 @@ class MLA(nn.Module):
             absorbed = cache is not None and self._absorbing_is_cheaper(h.shape[1], c.shape[1])
         if quick and absorbed:
             mask, causal, kv_b = visible.mask, visible.causal, self.kv_b_proj.weight
-            return kernels.latent_leave(q, c, k_rope, kv_b, mask, causal, self.scale, self.o_proj.kept).to(h.dtype)
-        out = (self._absorbed if absorbed else self._expanded)(q.to(h.dtype) if quick else q, c, k_rope, visible)
+            return kernels.latent_leave(q, c, k_rope, kv_b, mask, causal, self.scale, self.o_proj.kept)
+        out = (self._absorbed if absorbed else self._expanded)(q, c, k_rope, visible)
         return self.o_proj(out.flatten(-2))
 
     def _enter(self, h: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
@@ -123,7 +123,7 @@ class MLA(nn.Module):
         return torch.cat((q_nope, rope.turn(q_rope)), dim=-1), self.kv_a_layernorm(c), k_rope
 
     def _enter_quick(self, h: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
-        """The same by the compiled kernel, q in float32."""
+        """The same by the compiled kernel."""
         low = (self.q_a_proj.kept, self.q_a_layernorm.weight) if self.low_rank_query else None
         return kernels.latent_enter(
             h, low, (self.q_b_proj if self.low_rank_query else self.q_proj).kept, self.kv_a_proj_with_mqa.kept,
@@ -137,7 +137,7 @@ class MLA(nn.Module):
 
     def _expanded(self, q: Tensor, c: Tensor, k_rope: Tensor, visible: Visibility) -> Tensor:
         """Rebuild every key and value from the latents c (B, S, C); (B, T, N, V)."""
-        k_nope, v = self.kv_b_proj(c).unflatten(-1, (self.heads, -1)).split((self.nope, self.value), dim=-1)
+        k_nope, v = self.kv_b_proj(c.to(q.dtype)).unflatten(-1, (self.heads, -1)).split((self.nope, self.value), dim=-1)
         k = torch.cat((k_nope, k_rope.unsqueeze(2).expand(-1, -1, self.heads, -1).to(k_nope.dtype)), dim=-1)
         return attend(q, k, v, self.scale, visible)
 

@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fathom.model.feedforward import weighted_swiglu
+from fathom.model.linear import arithmetic, takes
 from fathom.model.native import kernels
 from fathom.model.native.kernels import Kept
-from fathom.model.precision import compute_dtype
 
 ExpertsImplementation = Literal["auto", "grouped_mm", "eager"]
 
@@ -39,10 +39,10 @@ class Experts(nn.Module):
         self.implementation = implementation
 
     def forward(self, x: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
-        dtype = compute_dtype(x)
+        dtype = arithmetic(x, self.down_proj)
         gate_up, down = self.gate_up_proj.to(dtype), self.down_proj.to(dtype)
         run = experts_grouped if self._grouped(dtype, x.device) else experts_loop
-        return run(x.to(dtype), weights, counts, gate_up, down)
+        return run(x.to(dtype), weights, counts, gate_up, down).to(x.dtype if kernels.serve(x) else dtype)
 
     @property
     def kept(self) -> tuple[Kept, Kept]:
@@ -51,7 +51,7 @@ class Experts(nn.Module):
 
     def takes(self, x: Tensor) -> bool:
         """Whether the kernels are the faster way for tokens x (n, D), which need not be sorted then."""
-        return x.dtype == self.down_proj.dtype and kernels.few(x, x.shape[0])
+        return takes(x, self.down_proj, x.shape[0])
 
     def _grouped(self, dtype: torch.dtype, device: torch.device) -> bool:
         if self.implementation != "auto":

@@ -2,9 +2,10 @@
 //
 // Every sum of products runs over K in one order, a lane for each of a vector's places, however many rows are computed
 // together: a token's numbers do not depend on who else is in the batch. Vectors are GCC's and clang's own, so that the
-// same source serves AVX2, AVX-512 and NEON; two operations alone are named by their instructions.
+// same source serves AVX2, AVX-512 and NEON; a few operations alone are named by their instructions.
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -69,6 +70,27 @@ inline float fused(float a, float b, float c) {
 #endif
 }
 
+// Twice as wide, by one instruction where a compiler finds five
+inline Words spread(Halves v) {
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+    return (Words)_mm512_cvtepu16_epi32((__m256i)v);
+#elif defined(__AVX2__)
+    return (Words)_mm256_cvtepu16_epi32((__m128i)v);
+#else
+    return __builtin_convertvector(v, Words);
+#endif
+}
+
+inline Shorts spread(Bytes v) {
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+    return (Shorts)_mm512_cvtepi8_epi16((__m256i)v);
+#elif defined(__AVX2__)
+    return (Shorts)_mm256_cvtepi8_epi16((__m128i)v);
+#else
+    return __builtin_convertvector(v, Shorts);
+#endif
+}
+
 inline Four folded(Floats v) {
     Four parts[LANES / 4];
     std::memcpy(parts, &v, sizeof v);
@@ -99,6 +121,7 @@ struct Float32 {
     static constexpr int step = LANES;
     static Floats wide(const float* w) { return load<Floats>(w); }
     static float one(float w) { return w; }
+    static float narrow(float x) { return x; }
     static Floats right(const float* x) { return load<Floats>(x); }
     static void add(Floats& sum, Floats w, Floats x) { sum = fused(w, x, sum); }
     static Floats close(Floats sum) { return sum; }
@@ -107,7 +130,7 @@ struct Float32 {
 struct BFloat16 : Float32 {  // but for how it is kept
     typedef uint16_t kept;
     static Floats wide(const uint16_t* w) {
-        Words bits = __builtin_convertvector(load<Halves>(w), Words) << 16;
+        Words bits = spread(load<Halves>(w)) << 16;
         Floats v;
         std::memcpy(&v, &bits, sizeof v);
         return v;
@@ -118,6 +141,11 @@ struct BFloat16 : Float32 {  // but for how it is kept
         std::memcpy(&v, &bits, sizeof v);
         return v;
     }
+    static uint16_t narrow(float x) {  // to the nearest, of two equally near the even one
+        uint32_t bits;
+        std::memcpy(&bits, &x, sizeof bits);
+        return x != x ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    }
 };
 
 // int8 times 16-bit integers: pairs of products are added in 32 bits, which hold LONGEST of them in every lane.
@@ -126,7 +154,7 @@ struct Int8 {
     typedef int16_t other;
     typedef Ints Sum;
     static constexpr int step = 2 * LANES;
-    static Shorts wide(const int8_t* w) { return __builtin_convertvector(load<Bytes>(w), Shorts); }
+    static Shorts wide(const int8_t* w) { return spread(load<Bytes>(w)); }
     static float one(int8_t w) { return w; }
     static Shorts right(const int16_t* x) { return load<Shorts>(x); }
     static void add(Ints& sum, Shorts w, Shorts x) {
@@ -141,114 +169,78 @@ struct Int8 {
     static Floats close(Ints sum) { return __builtin_convertvector(sum, Floats); }
 };
 
-constexpr n_t PAGE = 4096;     // bytes
 constexpr n_t LONGEST = 2048;  // 127 * 32767 * 2048 / 4 lanes < 2^31
 constexpr float LEVELS = 32767.0f;
 
-// y[i][j] = sum_k w[i][k] x[j][k] for I rows of W and J of x
+// y[i][j] = sum_k w[i][k] x[j][k] for I rows of W and J of x. All loops over I and J are unrolled: the sums are registers.
 template <class P, int I, int J>
 inline void tile(const typename P::kept* w, n_t w_row, const typename P::other* x, n_t x_row, n_t K, float y[I][J]) {
-    for (int i = 0; i < I; ++i)
-        for (int j = 0; j < J; ++j) y[i][j] = 0;
-    constexpr n_t LINE = 64 / sizeof(typename P::kept);  // what memory hands over at once
-    constexpr bool asks = J > 1 ? I > 1 : I == 1 || sizeof(typename P::kept) < 4;  // else the processor foresees it alone
-    const n_t ahead = std::min(K, 16 * LINE), next = ahead - K + I * w_row;  // in this strip, in the next one
-    for (n_t from = 0; from < K; from += LONGEST) {
+    for (n_t from = 0; from < K || from == 0; from += LONGEST) {
         const n_t to = std::min(K, from + LONGEST);
-        typename P::Sum sums[I][J] = {};
+        typename P::Sum sums[I][J];
+#pragma GCC unroll 4
+        for (int i = 0; i < I; ++i)
+#pragma GCC unroll 3
+            for (int j = 0; j < J; ++j) sums[i][j] = typename P::Sum{};
         n_t k = from;
-        const auto advance = [&] {
-#pragma GCC unroll 8
+        for (; k + P::step <= to; k += P::step) {
+#pragma GCC unroll 4
             for (int i = 0; i < I; ++i) {
                 const auto wide = P::wide(w + i * w_row + k);
 #pragma GCC unroll 3
                 for (int j = 0; j < J; ++j) P::add(sums[i][j], wide, P::right(x + j * x_row + k));
             }
-            k += P::step;
-        };
-        if (asks)
-            while (k + LINE <= to) {
-#pragma GCC unroll 8
-                for (int i = 0; i < I; ++i) __builtin_prefetch(w + i * w_row + k + (k + ahead < K ? ahead : next));
-                for (int part = 0; part < LINE / P::step; ++part) advance();
-            }
-        while (k + P::step <= to) advance();
+        }
         float part[I][J];
-        if constexpr (I % 4 == 0) {
-            for (int j = 0; j < J; ++j)
-                for (int i = 0; i < I; i += 4) {
-                    const Four four = totals(P::close(sums[i][j]), P::close(sums[i + 1][j]), P::close(sums[i + 2][j]),
-                                             P::close(sums[i + 3][j]));
-                    for (int a = 0; a < 4; ++a) part[i + a][j] = four[a];
-                }
-        } else {
-            for (int i = 0; i < I; ++i)
-                for (int j = 0; j < J; ++j) part[i][j] = total(P::close(sums[i][j]));
-        }
-        for (int i = 0; i < I; ++i)
-            for (int j = 0; j < J; ++j) {
-                for (n_t rest = k; rest < to; ++rest)
-                    part[i][j] = fused(P::one(w[i * w_row + rest]), x[j * x_row + rest], part[i][j]);
-                y[i][j] += part[i][j];
-            }
-    }
-}
-
-// One row of each in int8: read straight through, which memory likes best, in sums that no addition waits for. They are
-// of whole numbers, so that their order does not matter.
-inline float alone(const int8_t* w, const int16_t* x, n_t K) {
-    constexpr n_t LINE = 64, PARTS = LINE / Int8::step, AHEAD = 16 * LINE;
-    float y = 0;
-    for (n_t from = 0; from < K; from += LONGEST) {
-        const n_t to = std::min(K, from + LONGEST);
-        Ints sums[PARTS] = {};
-        n_t k = from;
-        for (; k + LINE <= to; k += LINE) {
-            __builtin_prefetch(w + k + AHEAD);
+#pragma GCC unroll 3
+        for (int j = 0; j < J; ++j) {
+            if constexpr (I == 4) {
+                const Four four = totals(P::close(sums[0][j]), P::close(sums[1][j]), P::close(sums[2][j]),
+                                         P::close(sums[3][j]));
 #pragma GCC unroll 4
-            for (n_t i = 0; i < PARTS; ++i)
-                Int8::add(sums[i], Int8::wide(w + k + i * Int8::step), Int8::right(x + k + i * Int8::step));
+                for (int i = 0; i < I; ++i) part[i][j] = four[i];
+            } else {
+#pragma GCC unroll 4
+                for (int i = 0; i < I; ++i) part[i][j] = total(P::close(sums[i][j]));
+            }
         }
-        for (; k + Int8::step <= to; k += Int8::step) Int8::add(sums[0], Int8::wide(w + k), Int8::right(x + k));
-        for (n_t i = 1; i < PARTS; ++i) sums[0] += sums[i];
-        float part = total(Int8::close(sums[0]));
-        for (; k < to; ++k) part = fused(w[k], x[k], part);
-        y += part;
+        for (; k < to; ++k)
+            for (int i = 0; i < I; ++i)
+                for (int j = 0; j < J; ++j)
+                    part[i][j] = fused(P::one(w[i * w_row + k]), x[j * x_row + k], part[i][j]);
+#pragma GCC unroll 4
+        for (int i = 0; i < I; ++i)
+#pragma GCC unroll 3
+            for (int j = 0; j < J; ++j) y[i][j] = from ? y[i][j] + part[i][j] : part[i][j];
     }
-    return y;
 }
 
-// store(row of W, row of x, sum) for rows first .. last - 1 of W and all m of x
+// store(row of W, row of x, sum) for I rows of W, `apart` from each other, from n, and J of x, side by side, from j
 template <class P, int I, int J, class Store>
-inline void strip(const typename P::kept* w, n_t w_row, n_t n, const typename P::other* x, n_t x_row, n_t j, n_t K,
-                  Store store) {
+inline void strip(const typename P::kept* w, n_t w_row, n_t n, n_t apart, const typename P::other* x, n_t x_row, n_t j,
+                  n_t K, Store store) {
     float y[I][J];
-    tile<P, I, J>(w + n * w_row, w_row, x + j * x_row, x_row, K, y);
+    tile<P, I, J>(w + n * w_row, apart * w_row, x + j * x_row, x_row, K, y);
+#pragma GCC unroll 4
     for (int i = 0; i < I; ++i)
-        for (int b = 0; b < J; ++b) store(n + i, j + b, y[i][b]);
+#pragma GCC unroll 3
+        for (int b = 0; b < J; ++b) store(n + i * apart, j + b, y[i][b]);
 }
 
+// The same for rows first .. last - 1 of W and all m of x. Four rows of W at once that lie far from each other: memory
+// hands over four streams sooner than one.
 template <class P, class Store>
 void products(const typename P::kept* w, n_t w_row, n_t first, n_t last, const typename P::other* x, n_t x_row, n_t m,
               n_t K, Store store) {
-    n_t n = first;
-    if constexpr (std::is_same<P, Int8>::value)
-        if (m == 1) {
-            for (; n < last; ++n) store(n, n_t(0), alone(w + n * w_row, x, K));
-            return;
-        }
-    if (m == 1 && K * n_t(sizeof(typename P::kept)) < PAGE)  // short rows are best read one after the other
-        for (; n < last; ++n) strip<P, 1, 1>(w, w_row, n, x, x_row, 0, K, store);
-    if (m == 1 && sizeof(typename P::kept) == 4)  // so many sums that none waits for the one before it
-        for (; n + 8 <= last; n += 8) strip<P, 8, 1>(w, w_row, n, x, x_row, 0, K, store);
-    for (; n + 4 <= last; n += 4) {
+    const n_t quarter = (last - first) / 4;
+    for (n_t n = first; n < first + quarter; ++n) {
         n_t j = 0;
-        for (; m - j > 4 || m - j == 3; j += 3) strip<P, 4, 3>(w, w_row, n, x, x_row, j, K, store);
-        for (; m - j >= 2; j += 2) strip<P, 4, 2>(w, w_row, n, x, x_row, j, K, store);
-        if (j < m) strip<P, 4, 1>(w, w_row, n, x, x_row, j, K, store);
+        for (; m - j > 4 || m - j == 3; j += 3) strip<P, 4, 3>(w, w_row, n, quarter, x, x_row, j, K, store);
+        for (; m - j >= 2; j += 2) strip<P, 4, 2>(w, w_row, n, quarter, x, x_row, j, K, store);
+        if (j < m) strip<P, 4, 1>(w, w_row, n, quarter, x, x_row, j, K, store);
     }
-    for (; n < last; ++n)
-        for (n_t j = 0; j < m; ++j) strip<P, 1, 1>(w, w_row, n, x, x_row, j, K, store);
+    for (n_t n = first + 4 * quarter; n < last; ++n)
+        for (n_t j = 0; j < m; ++j) strip<P, 1, 1>(w, w_row, n, 0, x, x_row, j, K, store);
 }
 
 // --- threads --------------------------------------------------------------------------------------------------------
@@ -521,13 +513,15 @@ void feed(const Network& net, const float* x, n_t n, const int64_t* chosen, cons
     });
 }
 
-// y[j] = sum_i p[j][i] w[i] for J rows of p, over columns of w
+// y[j] = sum_i p[j][i] w[i] for J rows of p, over columns of w; add: to what y has
 template <class P, int J>
-void mix(const typename P::kept* w, n_t w_row, n_t count, const float* p, n_t p_row, n_t width, float* y, n_t y_row) {
+void mix(const typename P::kept* w, n_t w_row, n_t count, const float* p, n_t p_row, n_t width, float* y, n_t y_row,
+         bool add) {
     constexpr int VECTORS = 4;
     n_t c = 0;
     for (; c + VECTORS * LANES <= width; c += VECTORS * LANES) {
         Floats sums[J][VECTORS] = {};
+        for (int j = 0; j < J && add; ++j) std::memcpy(sums[j], y + j * y_row + c, sizeof sums[j]);
         for (n_t i = 0; i < count; ++i)
 #pragma GCC unroll 4
             for (int v = 0; v < VECTORS; ++v) {
@@ -539,7 +533,7 @@ void mix(const typename P::kept* w, n_t w_row, n_t count, const float* p, n_t p_
     }
     for (; c < width; ++c)
         for (int j = 0; j < J; ++j) {
-            float sum = 0;
+            float sum = add ? y[j * y_row + c] : 0;
             for (n_t i = 0; i < count; ++i) sum = fused(P::one(w[i * w_row + c]), p[j * p_row + i], sum);
             y[j * y_row + c] = sum;
         }
@@ -547,10 +541,10 @@ void mix(const typename P::kept* w, n_t w_row, n_t count, const float* p, n_t p_
 
 template <class P>
 void mix_all(const typename P::kept* w, n_t w_row, n_t count, const float* p, n_t p_row, n_t m, n_t width, float* y,
-             n_t y_row) {
+             n_t y_row, bool add) {
     n_t j = 0;
-    for (; j + 2 <= m; j += 2) mix<P, 2>(w, w_row, count, p + j * p_row, p_row, width, y + j * y_row, y_row);
-    if (j < m) mix<P, 1>(w, w_row, count, p + j * p_row, p_row, width, y + j * y_row, y_row);
+    for (; j + 2 <= m; j += 2) mix<P, 2>(w, w_row, count, p + j * p_row, p_row, width, y + j * y_row, y_row, add);
+    if (j < m) mix<P, 1>(w, w_row, count, p + j * p_row, p_row, width, y + j * y_row, y_row, add);
 }
 
 // softmax of a row, in place; hidden places get 0
@@ -573,11 +567,32 @@ void softmax(float* s, n_t count, const uint8_t* seen) {
     for (i = 0; i < count; ++i) s[i] *= per;
 }
 
+// Where tokens of B rows lie: token s of row b is token s % size of block table[b * per_row + s / size]
+struct Places {
+    const n_t *table, *lengths;
+    n_t per_row, size;
+
+    // f(first token, tokens, block, first token in it) for every run of memory of a row
+    template <class F>
+    void each(n_t b, F f) const {
+        const n_t *blocks = table + b * per_row, length = lengths[b];
+        for (n_t s = 0; s < length;) {
+            const n_t begin = s / size;
+            n_t end = begin + 1;
+            while (end * size < length && blocks[end] == blocks[end - 1] + 1) ++end;
+            const n_t to = std::min(length, end * size);
+            f(s, to - s, blocks[begin]);
+            s = to;
+        }
+    }
+};
+
 struct Latent {
-    n_t B, T, S, N, H, R, V, C;
+    n_t B, T, S, N, H, R, V, C;    // S: of the longest row
     const float* q;                // (B, T, N, H + R)
-    const void *c, *k_rope;        // (B, S, C) and (B, S, R), with strides
-    n_t c_batch, c_row, k_batch, k_row;
+    const void *c, *k_rope;        // blocks of tokens of C and R numbers, with strides
+    n_t c_block, c_row, k_block, k_row;
+    Places places;
     const void* weight;            // (N, H + V, C)
     const uint8_t* mask;           // (B or 1, T, S) or null
     n_t mask_batch, mask_row;
@@ -589,31 +604,38 @@ struct Latent {
 // The heads h .. h + G - 1 of one sequence. P: what the weight is kept in, Q: what the cache is
 template <class P, class Q>
 void latent_heads(const Latent& a, n_t b, n_t h, n_t G) {
-    const n_t rows = G * a.T;  // row g T + t
+    const n_t rows = G * a.T, length = a.places.lengths[b];  // row g T + t
     float* carried = floats(0, rows * a.C).data();
     float* turned = floats(1, rows * a.R).data();
-    float* p = floats(2, rows * a.S).data();
+    float* p = floats(2, rows * length).data();
     float* mixed = floats(3, rows * a.C).data();
     const auto* w = static_cast<const typename P::kept*>(a.weight);
-    const auto* c = static_cast<const typename Q::kept*>(a.c) + b * a.c_batch;
-    const auto* k = static_cast<const typename Q::kept*>(a.k_rope) + b * a.k_batch;
+    const auto* c = static_cast<const typename Q::kept*>(a.c);
+    const auto* k = static_cast<const typename Q::kept*>(a.k_rope);
     for (n_t g = 0; g < G; ++g)
         for (n_t t = 0; t < a.T; ++t) {
             const n_t at = (b * a.T + t) * a.N + h + g, row = g * a.T + t;
             const float* q = a.q + at * (a.H + a.R);
-            mix<P, 1>(w + (h + g) * (a.H + a.V) * a.C, a.C, a.H, q, 0, a.C, carried + row * a.C, 0);
+            mix<P, 1>(w + (h + g) * (a.H + a.V) * a.C, a.C, a.H, q, 0, a.C, carried + row * a.C, 0, false);
             std::memcpy(turned + row * a.R, q + a.H, a.R * sizeof(float));
         }
-    products<Q>(c, a.c_row, 0, a.S, carried, a.C, rows, a.C, [&](n_t s, n_t r, float sum) { p[r * a.S + s] = sum; });
-    products<Q>(k, a.k_row, 0, a.S, turned, a.R, rows, a.R,
-                [&](n_t s, n_t r, float sum) { p[r * a.S + s] = (p[r * a.S + s] + sum) * a.scale; });
+    a.places.each(b, [&](n_t first, n_t count, n_t block) {
+        float* to = p + first;
+        products<Q>(c + block * a.c_block, a.c_row, 0, count, carried, a.C, rows, a.C,
+                    [&](n_t s, n_t r, float sum) { to[r * length + s] = sum; });
+        products<Q>(k + block * a.k_block, a.k_row, 0, count, turned, a.R, rows, a.R, [&](n_t s, n_t r, float sum) {
+            to[r * length + s] = (to[r * length + s] + sum) * a.scale;
+        });
+    });
     for (n_t r = 0; r < rows; ++r) {
         const n_t t = r % a.T;
-        const n_t seen = a.causal ? a.S - a.T + t + 1 : a.S;
-        softmax(p + r * a.S, seen, a.mask ? a.mask + b * a.mask_batch + t * a.mask_row : nullptr);
-        std::fill(p + r * a.S + seen, p + (r + 1) * a.S, 0.0f);
+        const n_t seen = a.causal ? length - a.T + t + 1 : length;
+        softmax(p + r * length, seen, a.mask ? a.mask + b * a.mask_batch + t * a.mask_row : nullptr);
+        std::fill(p + r * length + seen, p + (r + 1) * length, 0.0f);
     }
-    mix_all<Q>(c, a.c_row, a.S, p, a.S, rows, a.C, mixed, a.C);
+    a.places.each(b, [&](n_t first, n_t count, n_t block) {
+        mix_all<Q>(c + block * a.c_block, a.c_row, count, p + first, length, rows, a.C, mixed, a.C, first > 0);
+    });
     for (n_t g = 0; g < G; ++g)
         products<P>(w + ((h + g) * (a.H + a.V) + a.H) * a.C, a.C, 0, a.V, mixed + g * a.T * a.C, a.C, a.T, a.C,
                     [&](n_t v, n_t t, float sum) { a.y[((b * a.T + t) * a.N + h + g) * a.V + v] = sum; });
@@ -622,12 +644,12 @@ void latent_heads(const Latent& a, n_t b, n_t h, n_t G) {
 template <class P, class Q>
 void latent(const Latent& a, int threads) {
     const n_t work = a.B * a.N * a.T * (a.C * (a.H + a.V) + a.S * (2 * a.C + a.R));
-    team(threads, work, [&](int thread, int all) {
+    std::atomic<n_t> next{0};  // rows have different lengths
+    team(threads, work, [&](int, int all) {
         // heads read the same cache: up to four together, as long as every thread has some
         const n_t together = std::max(n_t(1), std::min(n_t(4), a.B * a.N / all));
         const n_t groups = (a.N + together - 1) / together;
-        const Range mine = share(a.B * groups, thread, all, 1);
-        for (n_t unit = mine.first; unit < mine.last; ++unit) {
+        for (n_t unit; (unit = next++) < a.B * groups;) {
             const n_t h = unit % groups * together;
             latent_heads<P, Q>(a, unit / groups, h, std::min(together, a.N - h));
         }
@@ -650,8 +672,17 @@ void feed_of(int kind, const Network& net, const float* x, n_t n, const int64_t*
     run(net, x, n, chosen, weights, k, E, D, I, y, add, threads);
 }
 
+void latent_of(int kind, int cache_kind, const Latent& a, int threads) {
+    const auto run = kind == FLOAT32 ? cache_kind == FLOAT32 ? latent<Float32, Float32> : latent<Float32, BFloat16>
+                     : cache_kind == FLOAT32 ? latent<BFloat16, Float32>
+                                             : latent<BFloat16, BFloat16>;
+    run(a, threads);
+}
+
 // rows of x and y begin x_row and D apart
-void norm(const float* x, n_t m, n_t x_row, n_t D, const float* weight, float eps, float* y, int threads) {
+template <class P>
+void norm(const float* x, n_t m, n_t x_row, n_t D, const void* weight, float eps, float* y, int threads) {
+    const auto* w = static_cast<const typename P::kept*>(weight);
     team(threads, m * D, [&](int thread, int all) {
         const Range mine = share(m, thread, all, 1);
         for (n_t j = mine.first; j < mine.last; ++j) {
@@ -666,9 +697,13 @@ void norm(const float* x, n_t m, n_t x_row, n_t D, const float* weight, float ep
             float sum = total(squares);
             for (; i < D; ++i) sum += from[i] * from[i];
             const float r = 1 / std::sqrt(sum / D + eps);
-            for (i = 0; i < D; ++i) to[i] = from[i] * r * weight[i];
+            for (i = 0; i < D; ++i) to[i] = from[i] * r * P::one(w[i]);
         }
     });
+}
+
+void norm_of(int kind, const float* x, n_t m, n_t x_row, n_t D, const void* weight, float eps, float* y, int threads) {
+    (kind == FLOAT32 ? norm<Float32> : norm<BFloat16>)(x, m, x_row, D, weight, eps, y, threads);
 }
 
 // one head (R): neighbours turned; y may be x
@@ -773,21 +808,21 @@ void fathom_mixture(int kind, int router_kind, const float* x, n_t n, n_t D, con
 }
 
 // x (m, D) -> q (m, N, H + R), c (m, C), k_rope (m, R); q_a of rank L > 0, or none; cos and sin (m, R / 2)
-void fathom_latent_enter(int kind, const float* x, n_t m, n_t D, const void* q_a, const float* q_a_scales,
-                         const float* q_a_norm, n_t L, const void* q_b, const float* q_b_scales, const void* kv_a,
-                         const float* kv_a_scales, const float* kv_a_norm, float eps, n_t N, n_t H, n_t R, n_t C,
+void fathom_latent_enter(int kind, int norm_kind, const float* x, n_t m, n_t D, const void* q_a,
+                         const float* q_a_scales, const void* q_a_norm, n_t L, const void* q_b, const float* q_b_scales, const void* kv_a,
+                         const float* kv_a_scales, const void* kv_a_norm, float eps, n_t N, n_t H, n_t R, n_t C,
                          const float* cos, const float* sin, float* q, float* c, float* k_rope, int threads) {
     const float* from = x;
     if (L) {
         float* low = floats(4, m * L).data();
         product_of(kind, x, m, D, q_a, q_a_scales, L, low, threads);
-        norm(low, m, L, L, q_a_norm, eps, low, threads);
+        norm_of(norm_kind, low, m, L, L, q_a_norm, eps, low, threads);
         from = low;
     }
     product_of(kind, from, m, L ? L : D, q_b, q_b_scales, N * (H + R), q, threads);
     float* both = floats(5, m * (C + R)).data();
     product_of(kind, x, m, D, kv_a, kv_a_scales, C + R, both, threads);
-    norm(both, m, C + R, C, kv_a_norm, eps, c, threads);
+    norm_of(norm_kind, both, m, C + R, C, kv_a_norm, eps, c, threads);
     for (n_t j = 0; j < m; ++j, cos += R / 2, sin += R / 2) {
         turn(both + j * (C + R) + C, R, cos, sin, k_rope + j * R);
         for (n_t h = 0; h < N; ++h) {
@@ -803,34 +838,34 @@ void fathom_latent_leave(int kind, int kv_b_kind, int cache_kind, n_t B, n_t T, 
                          n_t k_row, const void* kv_b, const uint8_t* mask, n_t mask_batch, n_t mask_row, int causal,
                          float scale, const void* o, const float* o_scales, n_t D, float* y, int threads) {
     float* heads = floats(6, B * T * N * V).data();
-    const Latent a{B,       T,     S,    N,    H,          R,        V,           C,     q,    c,
-                   k_rope,  c_batch, c_row, k_batch, k_row, kv_b, mask, mask_batch, mask_row, causal != 0, scale, heads};
-    if (kv_b_kind == FLOAT32)
-        cache_kind == FLOAT32 ? latent<Float32, Float32>(a, threads) : latent<Float32, BFloat16>(a, threads);
-    else
-        cache_kind == FLOAT32 ? latent<BFloat16, Float32>(a, threads) : latent<BFloat16, BFloat16>(a, threads);
+    std::vector<n_t> rows(B), lengths(B, S);  // a row is a block
+    for (n_t b = 0; b < B; ++b) rows[b] = b;
+    const Latent a{B,       T,     S,       N,     H,  R, V, C, q, c, k_rope, c_batch, c_row, k_batch, k_row,
+                   {rows.data(), lengths.data(), 1, S}, kv_b, mask, mask_batch, mask_row, causal != 0, scale, heads};
+    latent_of(kv_b_kind, cache_kind, a, threads);
     product_of(kind, heads, B * T, N * V, o, o_scales, D, y, threads);
 }
 
-// Everything of a layer, in float32 or int8; layers.py has the same fields
+// Everything of a layer; layers.py has the same fields
 struct Layer {
-    const float *norm, *q_a_norm, *kv_a_norm, *norm_after;
+    const void *norm, *q_a_norm, *kv_a_norm, *norm_after;
     const void* q_a;
     const float* q_a_scales;
     const void* q_b;
     const float* q_b_scales;
     const void* kv_a;
     const float* kv_a_scales;
-    const float* kv_b;
+    const void* kv_b;
     const void* o;
     const float* o_scales;
-    float *c, *k_rope;  // the cache, with room for the new token as the last of S
-    n_t c_batch, c_row, k_batch, k_row;
-    n_t I, E, J;        // width of the network, or of E experts and of the shared network beside them
-    const float *router, *bias;
-    const void* gate;   // with experts [gate ; up] of all
+    void *c, *k_rope;  // the cache
+    n_t c_block, c_row, k_block, k_row;
+    n_t I, E, J;       // width of the network, or of E experts and of the shared network beside them
+    const void* router;
+    const float* bias;
+    const void* gate;  // with experts [gate ; up] of all
     const float* gate_scales;
-    const void* up;     // with experts, that of the shared network
+    const void* up;    // with experts, that of the shared network
     const float* up_scales;
     const void* down;
     const float* down_scales;
@@ -841,10 +876,29 @@ struct Layer {
 };
 
 struct Sizes {
-    n_t B, S, D, L, N, H, R, V, C, k, groups, kept_groups;
+    n_t B, D, L, N, H, R, V, C, k, groups, kept_groups;
+    Places places;  // of the new tokens too, which are the last of each row
     float eps, latent_eps, scale, weight_scale;
-    int kind, sigmoid, normalised, best_two;
+    int kind, norm_kind, kv_b_kind, router_kind, cache_kind, sigmoid, normalised, best_two;
 };
+}  // extern "C"
+
+namespace {
+
+// The last token of every row into the cache
+template <class Q>
+void keep(const Places& places, n_t B, const float* x, n_t width, void* cache, n_t block, n_t row) {
+    auto* kept = static_cast<typename Q::kept*>(cache);
+    for (n_t b = 0; b < B; ++b) {
+        const n_t s = places.lengths[b] - 1;
+        auto* to = kept + places.table[b * places.per_row + s / places.size] * block + s % places.size * row;
+        for (n_t i = 0; i < width; ++i) to[i] = Q::narrow(x[b * width + i]);
+    }
+}
+
+}  // namespace
+
+extern "C" {
 
 // h (B, D): the embeddings of one new token a row, and then what the last layer leaves. Of every MoE layer in turn:
 // chosen (B, k), weights (B, k), scores (B, E).
@@ -854,23 +908,26 @@ void fathom_layers(const Layer* layers, n_t count, const Sizes* sizes, float* h,
     const n_t B = z.B;
     float *x = floats(7, B * z.D).data(), *y = floats(8, B * z.D).data(), *q = floats(9, B * z.N * (z.H + z.R)).data();
     float *c = floats(10, B * z.C).data(), *k = floats(11, B * z.R).data();
+    float* heads = floats(6, B * z.N * z.V).data();
+    const n_t longest = *std::max_element(z.places.lengths, z.places.lengths + B);
+    const auto put = z.cache_kind == FLOAT32 ? keep<Float32> : keep<BFloat16>;
     for (const Layer* layer = layers; layer < layers + count; ++layer) {
         const Layer& w = *layer;
-        norm(h, B, z.D, z.D, w.norm, z.eps, x, threads);
-        fathom_latent_enter(z.kind, x, B, z.D, w.q_a, w.q_a_scales, w.q_a_norm, z.L, w.q_b, w.q_b_scales, w.kv_a,
-                            w.kv_a_scales, w.kv_a_norm, z.latent_eps, z.N, z.H, z.R, z.C, cos, sin, q, c, k, threads);
-        for (n_t b = 0; b < B; ++b) {
-            std::memcpy(w.c + b * w.c_batch + (z.S - 1) * w.c_row, c + b * z.C, z.C * sizeof(float));
-            std::memcpy(w.k_rope + b * w.k_batch + (z.S - 1) * w.k_row, k + b * z.R, z.R * sizeof(float));
-        }
-        fathom_latent_leave(z.kind, FLOAT32, FLOAT32, B, 1, z.S, z.N, z.H, z.R, z.V, z.C, q, w.c, w.c_batch, w.c_row,
-                            w.k_rope, w.k_batch, w.k_row, w.kv_b, nullptr, 0, 0, 0, z.scale, w.o, w.o_scales, z.D, y,
+        norm_of(z.norm_kind, h, B, z.D, z.D, w.norm, z.eps, x, threads);
+        fathom_latent_enter(z.kind, z.norm_kind, x, B, z.D, w.q_a, w.q_a_scales, w.q_a_norm, z.L, w.q_b, w.q_b_scales,
+                            w.kv_a, w.kv_a_scales, w.kv_a_norm, z.latent_eps, z.N, z.H, z.R, z.C, cos, sin, q, c, k,
                             threads);
+        put(z.places, B, c, z.C, w.c, w.c_block, w.c_row);
+        put(z.places, B, k, z.R, w.k_rope, w.k_block, w.k_row);
+        const Latent a{B,       1,       longest, z.N,      z.H,    z.R,     z.V, z.C, q,     w.c,     w.k_rope, w.c_block,
+                       w.c_row, w.k_block, w.k_row, z.places, w.kv_b, nullptr, 0,   0,   false, z.scale, heads};
+        latent_of(z.kv_b_kind, z.cache_kind, a, threads);
+        product_of(z.kind, heads, B, z.N * z.V, w.o, w.o_scales, z.D, y, threads);
         for (n_t i = 0; i < B * z.D; ++i) h[i] += y[i];
-        norm(h, B, z.D, z.D, w.norm_after, z.eps, x, threads);
+        norm_of(z.norm_kind, h, B, z.D, z.D, w.norm_after, z.eps, x, threads);
         if (w.E) {
             float* logits = floats(12, B * w.E).data();
-            fathom_mixture(z.kind, FLOAT32, x, B, z.D, w.router, w.bias, w.E, z.k, z.sigmoid, z.normalised,
+            fathom_mixture(z.kind, z.router_kind, x, B, z.D, w.router, w.bias, w.E, z.k, z.sigmoid, z.normalised,
                            z.weight_scale, z.groups, z.kept_groups, z.best_two, w.gate, w.gate_scales, w.down,
                            w.down_scales, w.I, w.shared_gate, w.shared_gate_scales, w.up, w.up_scales, w.shared_down,
                            w.shared_down_scales, w.J, chosen, weights, scores, logits, y, threads);
@@ -885,8 +942,8 @@ void fathom_layers(const Layer* layers, n_t count, const Sizes* sizes, float* h,
     }
 }
 
-void fathom_rms_norm(const float* x, n_t m, n_t D, const float* weight, float eps, float* y, int threads) {
-    norm(x, m, D, D, weight, eps, y, threads);
+void fathom_rms_norm(int kind, const float* x, n_t m, n_t D, const void* weight, float eps, float* y, int threads) {
+    norm_of(kind, x, m, D, D, weight, eps, y, threads);
 }
 
 // x (m, N, R) with strides, cos and sin (m, R / 2)

@@ -1,9 +1,9 @@
 """The compiled kernels as functions of tensors: what a few tokens need of a model on a CPU.
 
 Their slow twins stand where the formulas are: F.linear, RMSNorm, Rope.turn_plain, FeedForward, MoE, MLA.
-x is float32 or bfloat16 and is widened; y has the dtype of x. Weights are float32, bfloat16, or int8 with a float32
-scale for each row of W, and then x is rounded to 16 bits of the largest number of its row. A token's result does not
-depend on how many are computed together.
+x and y are float32, and weights float32, bfloat16, or int8 with a float32 scale for each row of W,
+and then x is rounded to 16 bits of the largest number of its row. So hidden states are float32 in every model that the
+kernels serve (`widened`). A token's result does not depend on how many are computed together.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from torch import Tensor
 
 from fathom.model.native.build import library
 
-FEW = 64  # rows, up to which reading W once is what counts; the library is made for more ...
-FEW_BFLOAT16 = 4  # ... and sooner better, where the processor multiplies bfloat16
+FEW = 64  # rows, up to which reading W once is what counts; PyTorch's products are made for more
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 
 _I, _F, _N, _P = ctypes.c_int, ctypes.c_float, ctypes.c_int64, ctypes.c_void_p
@@ -28,12 +27,12 @@ SIGNATURES = {
     "fathom_mixture": (
         _I, _I, _P, _N, _N, _P, _P, _N, _N, _I, _I, _F, _N, _N, _I, *[_P] * 4, _N, *[_P] * 6, _N, *[_P] * 5, _I,
     ),
-    "fathom_latent_enter": (_I, _P, _N, _N, *[_P] * 3, _N, *[_P] * 5, _F, *[_N] * 4, *[_P] * 5, _I),
+    "fathom_latent_enter": (_I, _I, _P, _N, _N, *[_P] * 3, _N, *[_P] * 5, _F, *[_N] * 4, *[_P] * 5, _I),
     "fathom_latent_leave": (
         _I, _I, _I, *[_N] * 8, _P, _P, _N, _N, _P, _N, _N, _P, _P, _N, _N, _I, _F, _P, _P, _N, _P, _I,
     ),
     "fathom_layers": (_P, _N, *[_P] * 7, _I),
-    "fathom_rms_norm": (_P, _N, _N, _P, _F, _P, _I),
+    "fathom_rms_norm": (_I, _P, _N, _N, _P, _F, _P, _I),
     "fathom_turn": (_P, *[_N] * 5, _P, _P, _P, _I),
 }  # fmt: skip
 
@@ -49,10 +48,14 @@ def function(name: str) -> Any:
 
 
 def serve(x: Tensor) -> bool:
-    """Whether the kernels can be asked about x: on a CPU, no gradient wanted, of a dtype they know, compiled."""
+    """Whether the kernels can be asked about x."""
+    return x.dtype == torch.float32 and _wanted(x)
+
+
+def _wanted(x: Tensor) -> bool:
+    """On a CPU, no gradient wanted, compiled."""
     return (
         not torch.is_grad_enabled()
-        and (x.dtype == torch.float32 or x.dtype == torch.bfloat16)
         and x.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
@@ -60,23 +63,20 @@ def serve(x: Tensor) -> bool:
     )
 
 
+def widened(h: Tensor) -> Tensor:
+    """Embeddings as hidden states: bfloat16 in float32 where the kernels serve, else as they are."""
+    return h.float() if h.dtype == torch.bfloat16 and _wanted(h) else h
+
+
+def few(x: Tensor, rows: int) -> bool:
+    """Whether the kernels are faster than PyTorch's products for so many rows x."""
+    return 0 < rows <= FEW and serve(x)
+
+
 @functools.cache
 def multiplies_bfloat16() -> bool:
     """Whether PyTorch has fast bfloat16 products on this processor."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def slow_in_bfloat16(x: Tensor) -> bool:
-    """Whether PyTorch's own way with bfloat16 is to be avoided for x."""
-    return serve(x) and not multiplies_bfloat16()
-
-
-def few(x: Tensor, rows: int) -> bool:
-    """Whether the kernels are faster than PyTorch's products for so many rows: they are few, or in bfloat16 on a
-    processor that has no such products."""
-    if x.dtype == torch.bfloat16:
-        return rows > 0 and serve(x) and (rows <= FEW_BFLOAT16 or not multiplies_bfloat16())
-    return 0 < rows <= FEW and serve(x)
 
 
 Kept = tuple[Tensor, Tensor | None]
@@ -95,24 +95,23 @@ def addresses(*kept: Kept | None) -> list[int | None]:
 def product(x: Tensor, weight: Tensor, scales: Tensor | None = None) -> Tensor:
     """x (..., K), weight (N, K), scales (N) with int8 -> x W^T (..., N)."""
     count, width = weight.shape
-    wide = x.float().contiguous()
-    y = torch.empty(*x.shape[:-1], count)
+    x, y = _rows(x), torch.empty(*x.shape[:-1], count)
     function("fathom_product")(
-        KINDS[weight.dtype], wide.data_ptr(), wide.numel() // width, width, *addresses((weight, scales)), count,
+        KINDS[weight.dtype], x.data_ptr(), x.numel() // width, width, *addresses((weight, scales)), count,
         y.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
-    return y.to(x.dtype)
+    return y
 
 
 def network(x: Tensor, gate: Kept, up: Kept, down: Kept) -> Tensor:
     """x (n, D), gate and up (I, D), down (D, I) -> W_down (silu(W_gate x) * W_up x) (n, D)."""
     n, width = x.shape
-    wide, y = x.float().contiguous(), torch.empty(n, width)
+    x, y = _rows(x), torch.empty(n, width)
     function("fathom_network")(
-        KINDS[down[0].dtype], *addresses(gate, up, down), wide.data_ptr(), n, width, gate[0].shape[0],
+        KINDS[down[0].dtype], *addresses(gate, up, down), x.data_ptr(), n, width, gate[0].shape[0],
         y.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
-    return y.to(x.dtype)
+    return y
 
 
 class Choosing(NamedTuple):
@@ -135,18 +134,18 @@ def mixture(
     -> y (n, D), and a `Choice`: experts (n, K) int64, weights (n, K), scores (n, E), logits (n, E)."""
     n, width = x.shape
     count, k = router.shape[0], choosing.k
-    wide, y = x.float().contiguous(), torch.empty(n, width)
+    x, y = _rows(x), torch.empty(n, width)
     chosen, weights = torch.empty(n, k, dtype=torch.int64), torch.empty(n, k)
     scores, logits = torch.empty(2, n, count).unbind(0)
     beside = addresses(*(shared or (None, None, None)))
     function("fathom_mixture")(
-        KINDS[down[0].dtype], KINDS[router.dtype], wide.data_ptr(), n, width, router.data_ptr(), bias.data_ptr(), count,
+        KINDS[down[0].dtype], KINDS[router.dtype], x.data_ptr(), n, width, router.data_ptr(), bias.data_ptr(), count,
         *choosing, *addresses(gate_up, down), down[0].shape[2], *beside,
         0 if shared is None else shared[0][0].shape[0],
         chosen.data_ptr(), weights.data_ptr(), scores.data_ptr(), logits.data_ptr(), y.data_ptr(),
         torch.get_num_threads(),
     )  # fmt: skip
-    return y.to(x.dtype), (chosen, weights, scores, logits)
+    return y, (chosen, weights, scores, logits)
 
 
 def latent_enter(
@@ -155,27 +154,27 @@ def latent_enter(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """`MLA` up to its cache: x (B, T, D), low: W_dq (L, D) and the weight of its norm, q (N (H + R), D or L), kv_a
     (C + R, D), cos and sin (B, T, 1, R / 2) -> q (B, T, N, H + R) and k_rope (B, T, R), both turned, and c (B, T, C)
-    normed; q float32, the others in the dtype of x."""
+    normed."""
     rows, new, width = x.shape
-    wide, cos, sin = x.float().contiguous(), cos.contiguous(), sin.contiguous()
+    x, cos, sin = _rows(x), cos.contiguous(), sin.contiguous()
     latent, size = kv_a[0].shape[0] - rotary, q[0].shape[0] // heads
     query = torch.empty(rows, new, heads, size)
     c, k_rope = torch.empty(rows, new, latent), torch.empty(rows, new, rotary)
-    norms = (None if low is None else low[1].float(), kv_a_norm.float())  # named, so that they live through the call
     function("fathom_latent_enter")(
-        KINDS[q[0].dtype], wide.data_ptr(), rows * new, width, *addresses(low and low[0]),
-        _address(norms[0]), 0 if low is None else low[0][0].shape[0], *addresses(q, kv_a), _address(norms[1]), eps,
+        KINDS[q[0].dtype], KINDS[kv_a_norm.dtype], x.data_ptr(), rows * new, width, *addresses(low and low[0]),
+        _address(low and low[1]), 0 if low is None else low[0][0].shape[0], *addresses(q, kv_a), kv_a_norm.data_ptr(),
+        eps,
         heads, size - rotary, rotary, latent, cos.data_ptr(), sin.data_ptr(), query.data_ptr(), c.data_ptr(),
         k_rope.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
-    return query, c.to(x.dtype), k_rope.to(x.dtype)
+    return query, c, k_rope
 
 
 def latent_leave(
     q: Tensor, c: Tensor, k_rope: Tensor, kv_b: Tensor, mask: Tensor | None, causal: bool, scale: float, o: Kept
 ) -> Tensor:
-    """`MLA` after its cache, absorbed: q (B, T, N, H + R) float32, c (B, S, C), k_rope (B, S, R), kv_b (N (H + V), C),
-    mask (B or 1, 1, T, S), o (D, N V) -> (B, T, D) float32."""
+    """`MLA` after its cache, absorbed: q (B, T, N, H + R), c (B, S, C) and k_rope (B, S, R) float32 or bfloat16, kv_b
+    (N (H + V), C), mask (B or 1, 1, T, S), o (D, N V) -> (B, T, D)."""
     rows, new, heads, size = q.shape
     seen, latent = c.shape[1:]
     rotary, width = k_rope.shape[2], o[0].shape[0]
@@ -196,26 +195,32 @@ def latent_leave(
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x (..., D), weight (D) -> (..., D)."""
     width = x.shape[-1]
-    wide, weight = x.float().contiguous(), weight.float()
-    y = torch.empty(x.shape)
+    x, y = _rows(x), torch.empty(x.shape)
     function("fathom_rms_norm")(
-        wide.data_ptr(), wide.numel() // width, width, weight.data_ptr(), eps, y.data_ptr(), torch.get_num_threads()
-    )
-    return y.to(x.dtype)
+        KINDS[weight.dtype], x.data_ptr(), x.numel() // width, width, weight.data_ptr(), eps, y.data_ptr(),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return y
 
 
 def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x (B, T, N, R), cos and sin (B, T, 1, R / 2) float32 -> (B, T, N, R), neighbours turned."""
     rows, new, heads, rotary = x.shape
-    wide, cos, sin = x.float(), cos.contiguous(), sin.contiguous()
-    if wide.stride(3) != 1 or wide.stride(0) != new * wide.stride(1):
-        wide = wide.contiguous()
+    cos, sin = cos.contiguous(), sin.contiguous()
+    if x.stride(3) != 1 or x.stride(0) != new * x.stride(1):
+        x = x.contiguous()
     y = torch.empty(x.shape)
     function("fathom_turn")(
-        wide.data_ptr(), rows * new, heads, rotary, wide.stride(1), wide.stride(2), cos.data_ptr(), sin.data_ptr(),
+        x.data_ptr(), rows * new, heads, rotary, x.stride(1), x.stride(2), cos.data_ptr(), sin.data_ptr(),
         y.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
-    return y.to(x.dtype)
+    return y
+
+
+def _rows(x: Tensor) -> Tensor:
+    if x.dtype != torch.float32:
+        raise TypeError(f"x is {x.dtype}, and the kernels take float32")
+    return x.contiguous()
 
 
 def _address(tensor: Tensor | None) -> int | None:

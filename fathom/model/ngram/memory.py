@@ -152,7 +152,7 @@ class NgramMemory(nn.Module):
 
     def leave(self, hidden: Tensor, recalled: Recalled) -> Tensor:
         """hidden (B, T, D) after the final norm -> what is added to its logits (B, T, V), float32."""
-        gate = widen(self.gate(hidden)).flatten(0, 1).unsqueeze(-1)  # (n, K, 1)
+        gate = widen(self.gate(hidden.to(self.gate.weight.dtype))).flatten(0, 1).unsqueeze(-1)  # (n, K, 1)
         return (gate * recalled.log_p).sum(1).view(*hidden.shape[:2], -1)
 
 
