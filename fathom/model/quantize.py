@@ -4,8 +4,8 @@
 
 so no weight is off by more than s_n / 2, 0.4 % of the largest of its row. The compiled kernels multiply them with x in
 16 bits, of which no number is off by more than 1 / 65,534 of the largest of its row; where there are none, q is
-brought to float32 block by block. W_kv_b, which decoding uses by halves and heads, is kept in bfloat16, where no weight is
-off by more than 0.4 % of its own size. Norms and routers stay as they are.
+brought to float32 block by block. W_kv_b, which decoding uses by halves and heads, is kept in bfloat16, where no
+weight is off by more than 0.4 % of its own size. Norms and routers stay as they are.
 """
 
 from __future__ import annotations

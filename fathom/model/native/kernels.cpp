@@ -513,38 +513,46 @@ void feed(const Network& net, const float* x, n_t n, const int64_t* chosen, cons
     });
 }
 
-// y[j] = sum_i p[j][i] w[i] for J rows of p, over columns of w; add: to what y has
-template <class P, int J>
-void mix(const typename P::kept* w, n_t w_row, n_t count, const float* p, n_t p_row, n_t width, float* y, n_t y_row,
-         bool add) {
-    constexpr int VECTORS = 4;
+// y[j] += sum_i p[j][i] w[i] for J rows of p and I of w, over columns of w; fresh: y has nothing yet
+template <class P, int I, int J>
+inline void mix(const typename P::kept* w, n_t w_row, const float* p, n_t p_row, n_t width, float* y, n_t y_row,
+                bool fresh) {
     n_t c = 0;
-    for (; c + VECTORS * LANES <= width; c += VECTORS * LANES) {
-        Floats sums[J][VECTORS] = {};
-        for (int j = 0; j < J && add; ++j) std::memcpy(sums[j], y + j * y_row + c, sizeof sums[j]);
-        for (n_t i = 0; i < count; ++i)
+    for (; c + LANES <= width; c += LANES) {
+        Floats wide[I];
 #pragma GCC unroll 4
-            for (int v = 0; v < VECTORS; ++v) {
-                const Floats wide = P::wide(w + i * w_row + c + v * LANES);
+        for (int i = 0; i < I; ++i) wide[i] = P::wide(w + i * w_row + c);
 #pragma GCC unroll 2
-                for (int j = 0; j < J; ++j) sums[j][v] = fused(wide, Floats{} + p[j * p_row + i], sums[j][v]);
-            }
-        for (int j = 0; j < J; ++j) std::memcpy(y + j * y_row + c, sums[j], sizeof sums[j]);
+        for (int j = 0; j < J; ++j) {
+            Floats sum = fresh ? Floats{} : load<Floats>(y + j * y_row + c);
+#pragma GCC unroll 4
+            for (int i = 0; i < I; ++i) sum = fused(wide[i], Floats{} + p[j * p_row + i], sum);
+            std::memcpy(y + j * y_row + c, &sum, sizeof sum);
+        }
     }
     for (; c < width; ++c)
         for (int j = 0; j < J; ++j) {
-            float sum = add ? y[j * y_row + c] : 0;
-            for (n_t i = 0; i < count; ++i) sum = fused(P::one(w[i * w_row + c]), p[j * p_row + i], sum);
+            float sum = fresh ? 0 : y[j * y_row + c];
+            for (int i = 0; i < I; ++i) sum = fused(P::one(w[i * w_row + c]), p[j * p_row + i], sum);
             y[j * y_row + c] = sum;
         }
 }
 
+// The same for m rows of p and count of w, four at a time: four streams of memory
 template <class P>
 void mix_all(const typename P::kept* w, n_t w_row, n_t count, const float* p, n_t p_row, n_t m, n_t width, float* y,
-             n_t y_row, bool add) {
-    n_t j = 0;
-    for (; j + 2 <= m; j += 2) mix<P, 2>(w, w_row, count, p + j * p_row, p_row, width, y + j * y_row, y_row, add);
-    if (j < m) mix<P, 1>(w, w_row, count, p + j * p_row, p_row, width, y + j * y_row, y_row, add);
+             n_t y_row, bool fresh) {
+    for (n_t i = 0; i < count; fresh = false) {
+        const bool four = i + 4 <= count;
+        n_t j = 0;
+        for (; j + 2 <= m; j += 2)
+            (four ? mix<P, 4, 2> : mix<P, 1, 2>)(w + i * w_row, w_row, p + j * p_row + i, p_row, width, y + j * y_row,
+                                                 y_row, fresh);
+        if (j < m)
+            (four ? mix<P, 4, 1> : mix<P, 1, 1>)(w + i * w_row, w_row, p + j * p_row + i, p_row, width, y + j * y_row,
+                                                 y_row, fresh);
+        i += four ? 4 : 1;
+    }
 }
 
 // softmax of a row, in place; hidden places get 0
@@ -616,7 +624,7 @@ void latent_heads(const Latent& a, n_t b, n_t h, n_t G) {
         for (n_t t = 0; t < a.T; ++t) {
             const n_t at = (b * a.T + t) * a.N + h + g, row = g * a.T + t;
             const float* q = a.q + at * (a.H + a.R);
-            mix<P, 1>(w + (h + g) * (a.H + a.V) * a.C, a.C, a.H, q, 0, a.C, carried + row * a.C, 0, false);
+            mix_all<P>(w + (h + g) * (a.H + a.V) * a.C, a.C, a.H, q, 0, 1, a.C, carried + row * a.C, 0, true);
             std::memcpy(turned + row * a.R, q + a.H, a.R * sizeof(float));
         }
     a.places.each(b, [&](n_t first, n_t count, n_t block) {
@@ -634,7 +642,7 @@ void latent_heads(const Latent& a, n_t b, n_t h, n_t G) {
         std::fill(p + r * length + seen, p + (r + 1) * length, 0.0f);
     }
     a.places.each(b, [&](n_t first, n_t count, n_t block) {
-        mix_all<Q>(c + block * a.c_block, a.c_row, count, p + first, length, rows, a.C, mixed, a.C, first > 0);
+        mix_all<Q>(c + block * a.c_block, a.c_row, count, p + first, length, rows, a.C, mixed, a.C, first == 0);
     });
     for (n_t g = 0; g < G; ++g)
         products<P>(w + ((h + g) * (a.H + a.V) + a.H) * a.C, a.C, 0, a.V, mixed + g * a.T * a.C, a.C, a.T, a.C,
