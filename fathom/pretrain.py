@@ -32,6 +32,7 @@ from fathom.hub.names import names_of
 from fathom.load import TOKENIZER, Run, read_config, read_tokenizer, split
 from fathom.log import log
 from fathom.model.cost import Cost
+from fathom.model.float8 import train_in_float8
 from fathom.model.init import init_weights
 from fathom.model.loss import Losses, language_model_loss
 from fathom.model.transformer import Transformer
@@ -290,6 +291,9 @@ def build_model(run: RunConfig, device: Device) -> Transformer:
     model.to(device.torch_device)
     for layer in model.moe_layers().values():
         layer.row_multiple = device.row_multiple
+    if run.hardware.float8 is not None:
+        count = train_in_float8(model, run.hardware.float8)
+        log.info("float8 (%s): %d matrices", run.hardware.float8, count)
     if run.hardware.compile:
         for block in (*model.layers, *model.mtp):
             _compile(block, device)

@@ -54,6 +54,9 @@ def command(
         bool, typer.Option(help="Do not read again what an earlier prompt began with.")
     ] = True,
     speculative: Annotated[Speculation, typer.Option(help="Let MTP depths draft: auto while it is faster.")] = "auto",
+    enforce_eager: Annotated[
+        bool, typer.Option("--enforce-eager", help="CUDA: do not record passes as CUDA graphs.")
+    ] = False,
     api_key: Annotated[
         list[str] | None,
         typer.Option(help=f"A key that callers must have; may be given again. Better in {KEYS}, with commas between."),
@@ -93,7 +96,7 @@ def command(
     knobs = EngineConfig(
         max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens, block_size=block_size,
         cache_tokens=cache_tokens, enable_prefix_caching=enable_prefix_caching, speculative=speculative,
-        max_num_queued=max_queue,
+        enforce_eager=enforce_eager, max_num_queued=max_queue,
     )  # fmt: skip
     with interruptible():
         listener = server.bind(host, port)  # before the model is loaded, so that a port in use is told at once

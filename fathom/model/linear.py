@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,12 +35,16 @@ def arithmetic(x: Tensor, weight: Tensor) -> torch.dtype:
 
 
 class Linear(nn.Linear):
-    """y = x W^T without a bias, by `product`; weight (out_features, in_features)."""
+    """y = x W^T without a bias, by `product`; weight (out_features, in_features). trained_by: another way for x and
+    weight, used where gradients are wanted (`float8.py`)."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
+        self.trained_by: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.trained_by is not None and torch.is_grad_enabled():
+            return self.trained_by(x, self.weight)
         return product(x, self.weight)
 
     @property

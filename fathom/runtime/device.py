@@ -93,6 +93,9 @@ class HardwareConfig(Knobs):
     """CPU threads for tensors; null: PyTorch's choice (or OMP_NUM_THREADS)."""
     allow_tf32: bool = True
     """Let CUDA multiply float32 matrices in TF32."""
+    float8: Literal["tensorwise", "rowwise", "rowwise_with_gw_hp"] | None = None
+    """A recipe of torchao for the products of attention and dense networks in training, with bfloat16 elsewhere (CUDA
+    8.9 and later: H100, L40, RTX 4090); null: none in float8."""
     compile: bool = False
     """torch.compile every block (needs a C++ compiler on CPU)."""
     recompute: bool = False
@@ -186,6 +189,8 @@ def set_up(config: HardwareConfig, *, recorded: Mapping[str, Any] | None = None,
             torch.cuda.set_per_process_memory_fraction(config.cuda_memory_fraction, where)
     dtype = _dtype(config.precision, where)
     native = {torch.float16: cpu_has_half, torch.bfloat16: cpu_has_bfloat16}.get(dtype, lambda: True)
+    if config.float8 is not None:
+        _check_float8(config.float8, dtype, where)
     emulates = where.type == "cpu" and not native()
     if emulates and config.compile:
         raise ConfigError(
@@ -233,6 +238,19 @@ def _dtype(precision: str, where: torch.device) -> torch.dtype:
                 f"hardware.precision is bfloat16, which {device_name(where)} does not compute; use float16 or float32"
             )
     return (torch.bfloat16 if fast else torch.float32) if precision == "auto" else DTYPES[precision]
+
+
+def _check_float8(recipe: str, dtype: torch.dtype, where: torch.device) -> None:
+    if where.type != "cuda" or torch.cuda.get_device_capability(where) < (8, 9):
+        raise ConfigError(
+            f"hardware.float8 is {recipe}, which needs CUDA 8.9 or later (H100, L40, RTX 4090), and the device is "
+            f"{device_name(where)}; use float8: null"
+        )
+    if dtype != torch.bfloat16:
+        raise ConfigError(
+            f"hardware.float8 is {recipe}, which goes with bfloat16, and hardware.precision is "
+            f"{str(dtype).removeprefix('torch.')}; use precision: bfloat16, or float8: null"
+        )
 
 
 def cpu_has_bfloat16() -> bool:

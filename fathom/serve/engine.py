@@ -30,6 +30,7 @@ from fathom.serve.blocks import Blocks
 from fathom.serve.drafting import Drafter, Drafts
 from fathom.serve.pace import Pace
 from fathom.serve.paged_cache import Pages
+from fathom.serve.recorded import cuda_graph
 from fathom.serve.runner import Runner, Step
 from fathom.serve.scheduler import Scheduler, Sequence, Share
 from fathom.tokenizer.tokenizer import Tokenizer
@@ -54,6 +55,8 @@ class EngineConfig(Knobs):
     """Do not read again what was read before."""
     speculative: Literal["auto", "on", "off"] = "auto"
     """Let MTP depths draft: auto while it is faster, as measured."""
+    enforce_eager: bool = False
+    """On CUDA, do not record passes of one token a row as CUDA graphs."""
     max_num_queued: int = Field(default=256, ge=0)
     """Requests that may wait; more are turned away."""
 
@@ -150,7 +153,8 @@ class Engine:
         )
         drafter = Drafter(model, self.pages) if depths else None
         self.depths, self.pace = depths, Pace(self.config.speculative if depths else "off")
-        self.runner = Runner(model, self.pages, drafter)
+        record = cuda_graph() if weight.is_cuda and not self.config.enforce_eager else None
+        self.runner = Runner(model, self.pages, drafter, record)
         self.scheduler = Scheduler(
             self.blocks, self.config.max_num_seqs, self.config.max_num_batched_tokens, self._drafts_of
         )

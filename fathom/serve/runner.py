@@ -18,6 +18,7 @@ from fathom.generate.sampling import Choice, choose_batch
 from fathom.model.transformer import Transformer, Trunk
 from fathom.serve.drafting import Drafter
 from fathom.serve.paged_cache import Pages
+from fathom.serve.recorded import Record, Recordings
 from fathom.serve.scheduler import Share
 
 PADDING = 0.25  # the largest part of a pass over prompts that may be padding
@@ -36,13 +37,15 @@ class Step(NamedTuple):
 
 
 class Runner:
-    """Runs a model over the blocks of a cache. drafter: None without MTP depths. experts: tokens that each expert has
-    had since the start, (E) by layer, padding left out."""
+    """Runs a model over the blocks of a cache. drafter: None without MTP depths. record: how passes of one token a row
+    are recorded (`recorded.py`); None: they are not. experts: tokens that each expert has had since the start, (E) by
+    layer, padding left out."""
 
-    def __init__(self, model: Transformer, pages: Pages, drafter: Drafter | None) -> None:
+    def __init__(self, model: Transformer, pages: Pages, drafter: Drafter | None, record: Record | None = None) -> None:
         self.model, self.pages, self.drafter = model, pages, drafter
         self.device = model.embed_tokens.weight.device
         self.layers = range(len(model.layers))
+        self.recordings = None if record is None else Recordings(model, pages, self.layers, record)
         self.reach = model.memory.reach if model.memory else 0
         self.experts: dict[int, Tensor] = {}
         self._loads: Tensor | None = None  # the same as one
@@ -75,8 +78,10 @@ class Runner:
         starts, counts = [share.start for share in shares], [len(text) for text in texts]
         past = [s.sequence.tokens(max(0, s.start - self.reach), s.start) for s in shares] if self.reach else ()
         batch = self.pages.rows([share.sequence.blocks for share in shares], starts, counts, past)
-        caches = self.pages.view(self.layers, batch)
-        passage = self.model.trunk(batch.tokens(texts), batch.places, caches=caches, real=batch.real)
+        passage = self.recordings.run(batch, texts) if self.recordings else None
+        if passage is None:
+            caches = self.pages.view(self.layers, batch)
+            passage = self.model.trunk(batch.tokens(texts), batch.places, caches=caches, real=batch.real)
         self._count(passage)
         return passage
 

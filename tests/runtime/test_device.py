@@ -144,5 +144,25 @@ def test_the_measured_peak_is_a_speed() -> None:
     assert 1e8 < peak < 1e14
 
 
+@pytest.mark.parametrize(
+    ("capability", "precision", "words"),
+    [
+        (None, "auto", r"hardware\.float8 is rowwise, which needs CUDA 8\.9 or later .*use float8: null"),
+        ((8, 0), "bfloat16", r"needs CUDA 8\.9"),
+        ((9, 0), "float32", r"goes with bfloat16, and hardware\.precision is float32"),
+    ],
+)
+def test_float8_is_refused_where_it_cannot_be(
+    capability: tuple[int, int] | None, precision: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if capability is not None:
+        monkeypatch.setattr(rooms, "_torch_device", lambda *_: torch.device("cuda", 0))
+        monkeypatch.setattr(rooms, "device_name", lambda _: "a card")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+        monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    with pytest.raises(ConfigError, match=words):
+        set_up(HardwareConfig(float8="rowwise", precision=precision, accelerator="auto"))
+
+
 def test_a_small_model_is_served_by_one_thread() -> None:
     assert [rooms.serving_threads(active, 7) for active in (1, 1 << 22, (1 << 22) + 1)] == [1, 1, 7]

@@ -1,0 +1,54 @@
+"""Training with 8-bit matrix products: torchao's float8 recipes on the projections of attention and dense networks.
+
+                                                                     DeepSeek-V3 report 3.3 (mixed precision framework)
+
+    y = s_x s_w (q_x q_w^T),   q = round_e4m3(x / s),   s = max |x| / 448        a scale a tensor, or a row
+
+Master weights, embedding, head, routers, norms and attention itself keep the run's precision, as in the report. So do
+routed experts, whose rows are multiplied group by group in bfloat16; the report's tiles of 1 x 128 are not among
+torchao's recipes. Evaluation and text use the plain weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from torch import Tensor, nn
+
+from fathom.errors import DependencyError
+from fathom.model.linear import Linear
+from fathom.model.transformer import Transformer
+
+Float8Recipe = Literal["tensorwise", "rowwise", "rowwise_with_gw_hp"]
+MULTIPLE = 16  # both sides of a matrix must be one, for the tensor cores
+
+
+def train_in_float8(model: Transformer, recipe: Float8Recipe, *, emulate: bool = False) -> int:
+    """Let the projections of all layers and MTP depths multiply in float8 where gradients are wanted; how many do.
+    emulate: in float32, on any device, with the same roundings. DependencyError: torchao is not installed."""
+    parts = [part for block in (*model.layers, *model.mtp) for part in block.modules() if isinstance(part, Linear)]
+    fitting = [part for part in parts if not any(size % MULTIPLE for size in part.weight.shape)]
+    for part in fitting:
+        part.trained_by = _in_float8(part, recipe, emulate)
+    return len(fitting)
+
+
+def _in_float8(part: Linear, recipe: Float8Recipe, emulate: bool) -> Callable[[Tensor, Tensor], Tensor]:
+    try:
+        from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+    except ImportError:
+        raise DependencyError("hardware.float8 needs torchao; pip install 'fathom-lm[float8]'") from None
+    config = Float8LinearConfig.from_recipe_name(recipe)
+    object.__setattr__(config, "emulate", emulate)  # it is frozen, and recipes have no other way
+    twin = nn.Linear(part.in_features, part.out_features, bias=False, device="meta")
+    twin.weight = part.weight
+    narrow = convert_to_float8_training(nn.ModuleDict({"part": twin}), config=config)["part"]
+
+    def multiply(x: Tensor, weight: Tensor) -> Tensor:
+        if narrow.weight is not weight:  # sharded or replaced since
+            narrow.weight = weight
+        found: Tensor = narrow(x)
+        return found
+
+    return multiply
