@@ -130,7 +130,7 @@ class Int8Experts(Fixed):
         super().__init__()
         self.kept = quantized(experts.gate_up_proj), quantized(experts.down_proj)
 
-    def takes(self, x: Tensor) -> bool:
+    def takes(self, x: Tensor, k: int) -> bool:
         """As `Experts.takes`: always, where there are kernels."""
         return x.numel() > 0 and kernels.serve(x)
 

@@ -13,6 +13,7 @@ from fathom.model.attention.cache import Visibility
 from fathom.model.attention.kernel import attend, attend_plain
 from fathom.model.attention.mla import MLA, MLAConfig
 from fathom.model.feedforward import swiglu, swiglu_plain, weighted_swiglu, weighted_swiglu_plain
+from fathom.model.moe.experts import PER_EXPERT
 from fathom.model.moe.layer import MoE, MoEConfig
 from fathom.model.native.kernels import FEW
 from fathom.model.rope import Rope, YarnConfig
@@ -96,12 +97,13 @@ def moe_of(kind: str) -> MoE:
 
 
 @pytest.mark.parametrize("kind", MOE_KINDS)
-@pytest.mark.parametrize("tokens", [1, 2, 5, FEW, FEW + 1])
+@pytest.mark.parametrize("tokens", [1, 2, 5, FEW, FEW + 1, 384, 385])
 def test_experts_are_visited_as_they_are_sorted(kind: str, tokens: int) -> None:
     moe, x = moe_of(kind), seeded(1, tokens, WIDTH, seed=tokens)
     sorted_out, told = moe(x)  # with gradients
     with torch.no_grad():
-        assert moe.experts.takes(x[0]) == (tokens <= FEW)
+        each = tokens * moe.config.num_experts_per_tok / moe.config.n_routed_experts
+        assert moe.experts.takes(x[0], moe.config.num_experts_per_tok) == (each <= PER_EXPERT)
         visited, report = moe(x)
         again, _ = moe(x)
     assert close(visited, sorted_out)
@@ -112,11 +114,11 @@ def test_experts_are_visited_as_they_are_sorted(kind: str, tokens: int) -> None:
 
 def test_gradients_and_other_dtypes_are_sorted() -> None:
     routed, x = moe_of("v3").experts, seeded(3, WIDTH)
-    assert not routed.takes(x)
+    assert not routed.takes(x, 2)
     with torch.no_grad():
-        assert routed.takes(x)
-        assert not routed.takes(x.double())
-        assert not routed.takes(x.bfloat16())  # another dtype than the weights'
+        assert routed.takes(x, 2)
+        assert not routed.takes(x.double(), 2)
+        assert not routed.takes(x.bfloat16(), 2)
 
 
 def test_nobody_is_moved_by_other_rows() -> None:

@@ -203,7 +203,7 @@ def test_a_mixture_is_the_layer(
     want, told = moe.float()(x)  # gradients are recorded: the formula
     moe = moe.to(dtype)
     with torch.no_grad():
-        assert moe.experts.takes(x[0])
+        assert moe.experts.takes(x[0], k)
         got, report = moe(x)
     assert got.dtype == torch.float32
     assert torch.equal(report.experts, told.experts)

@@ -9,8 +9,8 @@ linear): the row is narrower there, and the experts' outputs need not be kept fo
 sorted by expert and are the same function. `auto` is grouped where PyTorch's kernel can run (row sizes of a multiple
 of 16 bytes, float32 or bfloat16), else the loop.
 
-Generating text, there are so few tokens that sorting them costs more than their products: the compiled kernel takes
-them as they are (`native/kernels.py`).
+Without gradients on a CPU the compiled kernel takes tokens as they are (`native/kernels.py`), up to PER_EXPERT rows for
+each expert: sorting and copying them costs more than a library's faster products save.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fathom.model.feedforward import weighted_swiglu
-from fathom.model.linear import arithmetic, takes
+from fathom.model.linear import arithmetic
 from fathom.model.native import kernels
 from fathom.model.native.kernels import Kept
 
+PER_EXPERT = 128
 ExpertsImplementation = Literal["auto", "grouped_mm", "eager"]
 
 
@@ -49,9 +50,12 @@ class Experts(nn.Module):
         """gate and up of each, and down, as the kernels take them."""
         return (self.gate_up_proj, None), (self.down_proj, None)
 
-    def takes(self, x: Tensor) -> bool:
-        """Whether the kernels are the faster way for tokens x (n, D), which need not be sorted then."""
-        return takes(x, self.down_proj, x.shape[0])
+    def takes(self, x: Tensor, k: int) -> bool:
+        """Whether the kernels are the faster way for tokens x (n, D) with K experts each; they need not be sorted
+        then."""
+        n = x.shape[0]
+        known = self.down_proj.dtype in kernels.KINDS and kernels.serve(x)
+        return known and 0 < n * k <= PER_EXPERT * len(self.down_proj)
 
     def _grouped(self, dtype: torch.dtype, device: torch.device) -> bool:
         if self.implementation != "auto":

@@ -160,7 +160,7 @@ class MoE(nn.Module):
         """real (B, T): false at padding, which is computed but neither counted nor given room."""
         rows, length, _ = x.shape
         flat = x.flatten(0, 1)
-        if not self.training and self.experts.takes(flat):
+        if not self.training and self.experts.takes(flat, self.config.num_experts_per_tok):
             out, choice = self._quick(flat)
             return out.view_as(x), self._report(choice, choice.experts.new_zeros(()), (rows, length), real)
         choice = self.gate(flat)
@@ -179,13 +179,15 @@ class MoE(nn.Module):
         return out.view_as(x), self._report(choice, dropped, (rows, length), real)
 
     def _quick(self, flat: Tensor) -> tuple[Tensor, Choice]:
-        """The whole layer by the compiled kernel."""
-        shared = None if self.shared_experts is None else self.shared_experts.kept
+        """The experts by the compiled kernel, and the shared ones too where they have few rows."""
+        beside = self.shared_experts
+        few = beside is not None and beside.down_proj.takes(flat, flat.shape[0])
+        shared = beside.kept if beside is not None and few else None
         gate, (gate_up, down) = self.gate, self.experts.kept
         out, told = kernels.mixture(
             flat, gate.weight, gate.e_score_correction_bias, gate.choosing, gate_up, down, shared
         )  # fmt: skip
-        return out, Choice(*told)
+        return out if beside is None or few else out.add_(beside(flat)), Choice(*told)
 
     def _report(self, choice: Choice, dropped: Tensor, shape: tuple[int, int], real: Tensor | None) -> RoutingReport:
         config, k = self.config, self.config.num_experts_per_tok
