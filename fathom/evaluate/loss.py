@@ -30,6 +30,7 @@ from torch import Tensor
 from fathom.batch import IGNORE, Batch
 from fathom.errors import DataError
 from fathom.evaluate.text import TextTable
+from fathom.model.linear import product
 from fathom.model.loss import chunk_rows, mtp_targets
 from fathom.model.moe.balance import RoutingReport, max_vio
 from fathom.model.precision import widen
@@ -262,7 +263,7 @@ def read_head(hidden: Tensor, weight: Tensor, targets: Tensor, *, best: bool) ->
     chunk = chunk_rows(weight.shape[0])
     total, likeliest = 0.0, []
     for rows, wanted in zip(hidden.flatten(0, 1).split(chunk), targets.flatten().split(chunk), strict=True):
-        logits = widen(F.linear(rows, weight))
+        logits = widen(product(rows, weight))
         nats = F.cross_entropy(logits, wanted, ignore_index=IGNORE, reduction="none")
         total += float(nats.double().sum())
         if best:

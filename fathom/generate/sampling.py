@@ -117,7 +117,7 @@ def tell(logits: Tensor, token: int, params: SamplingParams) -> Choice:
 
 def largest(z: Tensor) -> list[int]:
     """Where each row of z (B, V) is largest; on a CPU by NumPy, which takes a tenth of PyTorch's time."""
-    found: list[int] = (z.numpy() if z.device.type == "cpu" else z).argmax(-1).tolist()
+    found: list[int] = (z.detach().numpy() if z.device.type == "cpu" else z).argmax(-1).tolist()
     return found
 
 

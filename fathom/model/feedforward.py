@@ -100,9 +100,13 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.numel() // x.shape[-1]
-        if self.down_proj.takes(x, rows):
+        if self.takes(x, rows):
             return kernels.network(x.reshape(rows, -1), *self.kept).view(x.shape)
         return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+
+    def takes(self, x: Tensor, rows: int) -> bool:
+        """Whether the kernels are the faster way for these rows x."""
+        return self.down_proj.takes(x, rows) and kernels.alike(*self.kept)
 
     @property
     def kept(self) -> tuple[Kept, Kept, Kept]:

@@ -1,11 +1,12 @@
-"""Training with 8-bit matrix products: torchao's float8 recipes on the projections of attention and dense networks.
+"""Training with 8-bit matrix products: torchao's float8 recipes on projections of attention and on dense networks.
 
                                                                      DeepSeek-V3 report 3.3 (mixed precision framework)
 
     y = s_x s_w (q_x q_w^T),   q = round_e4m3(x / s),   s = max |x| / 448        a scale a tensor, or a row
 
-Master weights, embedding, head, routers, norms and attention itself keep the run's precision, as in the report. So do
-routed experts, whose rows are multiplied group by group in bfloat16; the report's tiles of 1 x 128 are not among
+Dense networks are those of dense layers and the shared experts; the projection that begins an MTP depth is converted
+too. Master weights, embedding, head, routers, norms and attention itself keep the run's precision, as in the report.
+So do routed experts, whose rows are multiplied group by group in bfloat16; the report's tiles of 1 x 128 are not among
 torchao's recipes. Evaluation and text use the plain weights.
 """
 
@@ -40,14 +41,16 @@ def _in_float8(part: Linear, recipe: Float8Recipe, emulate: bool) -> Callable[[T
     except ImportError:
         raise DependencyError("hardware.float8 needs torchao; pip install 'fathom-lm[float8]'") from None
     config = Float8LinearConfig.from_recipe_name(recipe)
-    object.__setattr__(config, "emulate", emulate)  # it is frozen, and recipes have no other way
+    # pad_inner_dim: gradients of weights are sums over tokens, of which there is any number. The configuration is
+    # frozen, and recipes have no other way.
+    for name, value in (("emulate", emulate), ("pad_inner_dim", True)):
+        object.__setattr__(config, name, value)
     twin = nn.Linear(part.in_features, part.out_features, bias=False, device="meta")
-    twin.weight = part.weight
     narrow = convert_to_float8_training(nn.ModuleDict({"part": twin}), config=config)["part"]
 
     def multiply(x: Tensor, weight: Tensor) -> Tensor:
-        if narrow.weight is not weight:  # sharded or replaced since
-            narrow.weight = weight
+        if narrow._parameters["weight"] is not weight:  # it is new, or was sharded or replaced since
+            narrow._parameters["weight"] = weight
         found: Tensor = narrow(x)
         return found
 

@@ -25,7 +25,7 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
 
 def takes(x: Tensor, weight: Tensor, rows: int) -> bool:
     """Whether the kernels are the faster way for these rows x."""
-    return weight.dtype in kernels.KINDS and kernels.few(x, rows)
+    return kernels.few(x, rows) and kernels.alike((weight, None))
 
 
 def arithmetic(x: Tensor, weight: Tensor) -> torch.dtype:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fathom.batch import IGNORE, Batch
+from fathom.model.linear import product
 from fathom.model.moe.balance import RoutingReport
 from fathom.model.precision import compute_dtype, widen
 from fathom.model.transformer import Transformer
@@ -49,7 +50,7 @@ class Losses:
 def cross_entropy_plain(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Sum of nats over targets (n) that are not IGNORE, with all logits at once: the slow twin of
     `head_cross_entropy`."""
-    logits = widen(F.linear(hidden, weight))
+    logits = widen(product(hidden, weight))
     return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
 
 

@@ -63,7 +63,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight
-        if kernels.serve(x):
+        if weight.dtype in kernels.KINDS and kernels.serve(x):
             return kernels.rms_norm(x, weight, self.eps)
         dtype = compute_dtype(x)
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():

@@ -1,8 +1,9 @@
 """One new token a row, through all layers in one call: what most of the passes of text generation are.
 
-The same numbers as `Block` after `Block`, each by its kernels; a block that somebody listens to is called as it is.
-Where the weights lie is found once, and looked at again in every pass: with a part replaced, moved or listened to, it
-is found anew.
+The same numbers as `Block` after `Block`, each by its kernels. Blocks go this way if they are Fathom's own, all alike,
+their weights kept in one way, and nobody listens to what is called there: a block, its attention, network and norms.
+Where the weights lie is found once, and looked at again in every pass: with a part or a number replaced, moved or
+listened to, it is found anew.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from fathom.model.attention.cache import LayerCache
 from fathom.model.attention.mla import LATENT_NORM_EPS, MLA
@@ -22,6 +24,7 @@ from fathom.model.moe.layer import MoE
 from fathom.model.native import kernels
 from fathom.model.native.kernels import KINDS, Kept
 from fathom.model.native.layers import Layer, Sizes, through
+from fathom.model.norm import RMSNorm
 from fathom.model.rope import Rope
 
 Watched = tuple[dict[str, Any], str, Any]
@@ -46,9 +49,9 @@ class OneToken:
             return None
         found = self._found
         if found is None or not found.stands(blocks):
-            if not all(_plain(block) for block in blocks):
+            found = self._found = _Found(blocks) if _plain(blocks) else None
+            if found is None:
                 return None
-            found = self._found = _Found(blocks)
         where = caches[0].where()
         if where is None:
             return None
@@ -63,22 +66,55 @@ class OneToken:
         return out, [RoutingReport(moe.layer, none_lost, nothing, e, w, s, real) for moe, e, w, s in told]
 
 
-def _plain(block: nn.Module) -> bool:
-    if not isinstance(block, Block) or block.training or any(_listeners(block)):
+def _plain(blocks: nn.ModuleList) -> bool:
+    """Whether blocks are what they were made as, all alike, and nobody listens."""
+    if not all(type(block) is Block and type(block.self_attn) is MLA for block in blocks):
         return False
-    attention, network = block.self_attn, block.mlp
-    if not isinstance(attention, MLA) or attention.kv_b_proj.weight.dtype not in KINDS:
+    if any(_listeners(blocks)) or any(not _own(part) for part in blocks.modules() if part is not blocks):
         return False
-    query = attention.q_b_proj if attention.low_rank_query else attention.q_proj
-    kept = [query.kept, attention.kv_a_proj_with_mqa.kept, attention.o_proj.kept, *_of_network(network).values()]
-    kinds = {pair[0].dtype for pair in kept}
-    return len(kinds) == 1 and kinds <= KINDS.keys()
+    known = [block for block in blocks if isinstance(block, Block)]
+    attentions = [block.self_attn for block in known if isinstance(block.self_attn, MLA)]
+    gates = [block.mlp.gate for block in known if isinstance(block.mlp, MoE)]
+    norms = [part for part in blocks.modules() if isinstance(part, RMSNorm)]
+    groups: list[list[Kept]] = [
+        [kept for block in known for kept in _of_network(block.mlp).values()]
+        + [kept for attention in attentions for kept in attention.kept.values()],
+        [(attention.kv_b_proj.weight, None) for attention in attentions],
+        [(norm.weight, None) for norm in norms],
+        [(gate.weight, None) for gate in gates],
+    ]
+    return (
+        all(kernels.alike(*group) for group in groups if group)
+        and all(gate.e_score_correction_bias.dtype == torch.float32 for gate in gates)
+        and len({_numbers(block) for block in known}) == 1
+        and len({(gate.choosing, len(gate.weight)) for gate in gates}) <= 1
+    )
 
 
-def _listeners(block: Block) -> Iterator[dict[int, Any]]:
-    for part in (block, block.self_attn, block.mlp):
-        yield part._forward_hooks
-        yield part._forward_pre_hooks
+def _own(part: nn.Module) -> bool:
+    """Whether a part is Fathom's own and does what its class does."""
+    return type(part).__module__.startswith("fathom.model") and "forward" not in vars(part) and not part.training
+
+
+def _numbers(block: Block) -> tuple[float, ...]:
+    """What must be the same in all blocks."""
+    attention = block.self_attn
+    assert isinstance(attention, MLA)
+    return (
+        block.input_layernorm.eps, block.post_attention_layernorm.eps - block.input_layernorm.eps, attention.heads,
+        attention.nope, attention.rotary, attention.value, attention.latent, attention.scale,
+        attention.q_a_proj.kept[0].shape[0] if attention.low_rank_query else 0,
+    )  # fmt: skip
+
+
+def _listeners(blocks: nn.ModuleList) -> Iterator[dict[int, Any]]:
+    """Where hooks would be: of the modules that are called one by one, and of all modules there are."""
+    yield from (_global_forward_hooks, _global_forward_pre_hooks)
+    for block in blocks:
+        assert isinstance(block, Block)
+        for part in (block, block.self_attn, block.mlp, block.input_layernorm, block.post_attention_layernorm):
+            yield part._forward_hooks
+            yield part._forward_pre_hooks
 
 
 def _of_network(network: MoE | FeedForward) -> dict[str, Kept]:
@@ -103,8 +139,10 @@ class _Found:
         self.sizes = self._sizes(known[0])
         self.addresses = [tensor.data_ptr() for tensor in self.tensors]
         self.blocks = known
-        self.listeners = [hooks for block in known for hooks in _listeners(block)]
+        self.listeners = list(_listeners(blocks))
         self.watched = [seen for part in blocks.modules() for seen in _watched(part)]
+        places = [place for part in blocks.modules() for place in (vars(part), part._modules)]
+        self.counts = [(place, len(place)) for place in places]
 
     def stands(self, blocks: nn.ModuleList) -> bool:
         """Whether all that was found is still there, and nobody has come to listen."""
@@ -113,11 +151,11 @@ class _Found:
             and all(block is known and not block.training for block, known in zip(blocks, self.blocks, strict=True))
             and not any(self.listeners)
             and all(place.get(name) is part for place, name, part in self.watched)
+            and all(len(place) == count for place, count in self.counts)
             and [tensor.data_ptr() for tensor in self.tensors] == self.addresses
         )
 
     def _address(self, tensor: Tensor) -> int:
-        assert tensor.is_contiguous()
         self.tensors.append(tensor)
         return tensor.data_ptr()
 
@@ -130,12 +168,9 @@ class _Found:
         assert isinstance(attention, MLA)
         norms = {"norm": block.input_layernorm, "norm_after": block.post_attention_layernorm}
         norms["kv_a_norm"] = attention.kv_a_layernorm
-        matrices = {"kv_a": attention.kv_a_proj_with_mqa.kept, "o": attention.o_proj.kept, **_of_network(network)}
+        matrices = {**attention.kept, **_of_network(network)}
         if attention.low_rank_query:
             norms["q_a_norm"] = attention.q_a_layernorm
-            matrices |= {"q_a": attention.q_a_proj.kept, "q_b": attention.q_b_proj.kept}
-        else:
-            matrices["q_b"] = attention.q_proj.kept
         facts = {name: self._address(norm.weight) for name, norm in norms.items()}
         facts["kv_b"] = self._address(attention.kv_b_proj.weight)
         for name, kept in matrices.items():
@@ -169,7 +204,11 @@ class _Found:
 
 
 def _watched(part: nn.Module) -> Iterator[Watched]:
+    """Parts, weights and numbers of a module."""
     for place in (part._modules, part._parameters, part._buffers):
         yield from ((place, name, kept) for name, kept in place.items())
-    if "kept" in vars(part):
-        yield vars(part), "kept", vars(part)["kept"]
+    own = vars(part)
+    if "kept" in own:
+        yield own, "kept", own["kept"]
+    if not isinstance(part, nn.Linear):
+        yield from ((own, name, value) for name, value in own.items() if isinstance(value, int | float | str))

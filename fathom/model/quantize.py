@@ -129,6 +129,7 @@ class Int8Experts(Fixed):
     def __init__(self, experts: Experts) -> None:
         super().__init__()
         self.kept = quantized(experts.gate_up_proj), quantized(experts.down_proj)
+        self.eval()
 
     def takes(self, x: Tensor, k: int) -> bool:
         """As `Experts.takes`: always, where there are kernels."""

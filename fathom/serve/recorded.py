@@ -14,7 +14,6 @@ import torch
 
 from fathom.log import log
 from fathom.model.attention.cache import Visibility
-from fathom.model.moe.balance import RoutingReport
 from fathom.model.native.layers import Where
 from fathom.model.transformer import Transformer, Trunk
 from fathom.serve.paged_cache import Pages, Rows
@@ -25,8 +24,7 @@ WARM_UP = 2  # passes before recording, in which kernels are chosen and memory i
 
 
 def cuda_graph() -> Record:
-    """Recording by CUDA graphs that share their memory: only one is played at a time, and what it gives is used before
-    the next."""
+    """Recording by CUDA graphs that share their memory: only one is played at a time, and what it gives is copied."""
     pool = torch.cuda.graph_pool_handle()
 
     def record(run: Play) -> Play:
@@ -36,9 +34,12 @@ def cuda_graph() -> Record:
             for _ in range(WARM_UP):
                 run()
         torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            found = run()
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, pool=pool):
+                found = run()
+        finally:  # a recording that fails leaves its own stream behind
+            torch.cuda.set_stream(current)
 
         def play() -> Trunk:
             graph.replay()
@@ -85,9 +86,12 @@ class Recorded:
         self.numbers.copy_(torch.tensor(filled))
         found, count = self.play(), len(tokens)
         reports = [
-            RoutingReport(r.layer, r.dropped, r.loss, r.experts[:count], r.weights[:count], r.scores[:count], None)
+            r._replace(
+                experts=r.experts[:count].clone(), weights=r.weights[:count].clone(), scores=r.scores[:count].clone(),
+                real=None,
+            )
             for r in found.routing
-        ]
+        ]  # fmt: skip
         return Trunk(found.hidden[:count].clone(), tuple(reports))
 
 
@@ -97,7 +101,8 @@ class Recordings:
     def __init__(self, model: Transformer, pages: Pages, layers: Sequence[int], record: Record) -> None:
         self.model, self.pages, self.layers, self.record = model, pages, layers, record
         self._made: dict[tuple[int, int], Recorded] = {}
-        self._works = model.memory is None  # what an n-gram memory recalls is worked out on the CPU
+        # what an n-gram memory recalls is worked out on the CPU, and a loop over experts asks how many rows each has
+        self._works = model.memory is None and not any(moe.experts.loops for moe in model.moe_layers().values())
 
     def run(self, batch: Rows, texts: Sequence[Sequence[int]]) -> Trunk | None:
         """A pass over these rows; None: it has more than one new token a row, or recording failed (said once)."""

@@ -108,6 +108,13 @@ def test_it_changes_nothing_and_needs_eval_mode() -> None:
         measure(model.train(), [batch_of()])
 
 
+def test_weights_in_bfloat16_are_measured() -> None:
+    plain, narrow = tiny_model(depths=1).eval(), tiny_model(depths=1).eval().bfloat16()
+    wanted, found = (measure(model, [batch_of()]) for model in (plain, narrow))
+    assert found.loss == pytest.approx(wanted.loss, rel=0.01)
+    assert found.loss != wanted.loss
+
+
 def test_nothing_to_measure_is_refused() -> None:
     batch = batch_of()
     batch.targets.fill_(IGNORE)

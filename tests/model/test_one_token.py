@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import MOES, GrowingCache, tiny_model, tokens_of
+from tiny_models import MOES, GrowingCache, close, tiny_model, tokens_of
 from torch import Tensor, nn
 
 from fathom.generate.cache import Cache, caches_for
 from fathom.model.attention.cache import LayerCache
+from fathom.model.native import build, kernels
 from fathom.model.native.build import find_compiler
 from fathom.model.one_token import OneToken
 from fathom.model.precision import compute_dtype
@@ -148,11 +149,71 @@ def assigned(model: Transformer) -> None:
     model.load_state_dict({name: 0.5 * part for name, part in model.state_dict().items()}, assign=True)
 
 
+def of_other_eps(model: Transformer) -> None:
+    for block in model.layers:
+        block.input_layernorm.eps = block.post_attention_layernorm.eps = 0.5
+
+
+def chosen_otherwise(model: Transformer) -> None:
+    model.layers[1].mlp.gate.k = 1
+
+
+def scaled(model: Transformer) -> None:
+    model.layers[1].mlp.gate.scale = 3.0
+
+
+def one_eps(model: Transformer) -> None:
+    model.layers[1].input_layernorm.eps = 0.5
+
+
+def one_layer_cast(model: Transformer) -> None:
+    model.layers[1].bfloat16()
+
+
+def one_norm_cast(model: Transformer) -> None:
+    norm = model.layers[0].self_attn.kv_a_layernorm
+    norm.weight.mul_(1.3)
+    norm.bfloat16()
+
+
+def one_matrix_cast(model: Transformer) -> None:
+    model.layers[0].mlp.gate_proj.bfloat16()
+    model.layers[0].self_attn.kv_a_proj_with_mqa.bfloat16()
+    model.layers[1].mlp.shared_experts.bfloat16()
+
+
+def by_heads_cast(model: Transformer) -> None:
+    model.layers[1].self_attn.kv_b_proj.bfloat16()
+
+
+def router_cast(model: Transformer) -> None:
+    model.layers[1].mlp.gate.bfloat16()
+
+
+def transposed(model: Transformer) -> None:
+    for part in (model.layers[0].self_attn.o_proj, model.layers[0].mlp.up_proj):
+        part.weight.data = 2 * part.weight.data.T.contiguous().T
+
+
+def forward_patched(model: Transformer) -> None:
+    attention = model.layers[0].self_attn
+    plain = attention.forward
+    attention.forward = lambda *given, **named: 2 * plain(*given, **named)
+
+
+def norm_listened_to(model: Transformer) -> None:
+    model.layers[0].input_layernorm.register_forward_hook(lambda _, __, out: 2 * out)
+
+
 def changed(model: Transformer) -> None:
     model.layers[0].mlp.down_proj.weight.mul_(3)
 
 
-CHANGES: list[Callable[[Transformer], object]] = [cast, moved, replaced, assigned, changed, quantize_int8]
+CHANGES: list[Callable[[Transformer], object]] = [
+    cast, moved, replaced, assigned, changed, quantize_int8, of_other_eps, chosen_otherwise, scaled, one_eps,
+    one_layer_cast, one_norm_cast, one_matrix_cast, by_heads_cast, router_cast, transposed, forward_patched,
+    norm_listened_to,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
@@ -165,6 +226,28 @@ def test_what_changes_is_found_anew(change: Callable[[Transformer], object]) -> 
     model._one_token = Noted(allowed=False)
     assert torch.equal(after, model.trunk(tokens, caches=begun(model, 2)).hidden)
     assert not torch.equal(before, after)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@torch.no_grad()
+def test_what_changes_is_computed_as_without_kernels(
+    change: Callable[[Transformer], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights kept in several ways, hooks and patches: nothing is read as what it is not."""
+    model, tokens = tiny_model("mla", "v3").eval(), tokens_of(2, 3, seed=2)
+    change(model)
+    quick = [model(part, caches=begun(model, 2)) for part in (tokens, tokens[:, :1])]
+    monkeypatch.setattr(build, "library", lambda: None)
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    slow = [model(part, caches=begun(model, 2)) for part in (tokens, tokens[:, :1])]
+    for a, b in zip(quick, slow, strict=True):
+        assert close(a.float(), b.float(), 0.05)
+
+
+def test_other_rows_than_the_caches() -> None:
+    model = tiny_model().eval()
+    with torch.no_grad(), pytest.raises(ValueError, match="the cache has 1 rows, and 3 tokens came"):
+        model.trunk(tokens_of(3, 1), caches=begun(model, 1))
 
 
 @torch.no_grad()

@@ -29,6 +29,7 @@ from fathom.model.attention.cache import LayerCache, Visibility
 from fathom.model.attention.kernel import attend
 from fathom.model.linear import Linear
 from fathom.model.native import kernels
+from fathom.model.native.kernels import Kept
 from fathom.model.norm import RMSNorm
 from fathom.model.precision import widen
 from fathom.model.rope import Rope, YarnConfig, softmax_scale
@@ -102,17 +103,35 @@ class MLA(nn.Module):
         absorbed: bool | None = None,
     ) -> Tensor:
         """absorbed: which of the two equal paths; None chooses the one with fewer operations, expanded in training."""
-        quick = self.kv_b_proj.weight.dtype in kernels.KINDS and self.o_proj.takes(h, h.shape[0] * h.shape[1])
+        quick = self.o_proj.takes(h, h.shape[0] * h.shape[1]) and self.alike
         q, c, k_rope = (self._enter_quick if quick else self._enter)(h, rope)
         if cache is not None:
             c, k_rope = cache.append(c, k_rope)
         if absorbed is None:
             absorbed = cache is not None and self._absorbing_is_cheaper(h.shape[1], c.shape[1])
-        if quick and absorbed:
+        if quick and absorbed and c.dtype in kernels.KINDS:
             mask, causal, kv_b = visible.mask, visible.causal, self.kv_b_proj.weight
             return kernels.latent_leave(q, c, k_rope, kv_b, mask, causal, self.scale, self.o_proj.kept)
         out = (self._absorbed if absorbed else self._expanded)(q, c, k_rope, visible)
         return self.o_proj(out.flatten(-2))
+
+    @property
+    def alike(self) -> bool:
+        """Whether the kernels know how all weights are kept."""
+        norms = [self.kv_a_layernorm.weight, *([self.q_a_layernorm.weight] if self.low_rank_query else [])]
+        return (
+            kernels.alike(*self.kept.values())
+            and kernels.alike((self.kv_b_proj.weight, None))
+            and kernels.alike(*((norm, None) for norm in norms))
+        )
+
+    @property
+    def kept(self) -> dict[str, Kept]:
+        """W_dq, W_uq or W_q, W_dkv and W_o as the kernels take them, by their names there."""
+        found = {"kv_a": self.kv_a_proj_with_mqa.kept, "o": self.o_proj.kept}
+        if self.low_rank_query:
+            return {"q_a": self.q_a_proj.kept, "q_b": self.q_b_proj.kept, **found}
+        return {"q_b": self.q_proj.kept, **found}
 
     def _enter(self, h: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
         """q (B, T, N, H + R), c (B, T, C) and k_r (B, T, R)."""
@@ -124,9 +143,10 @@ class MLA(nn.Module):
 
     def _enter_quick(self, h: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
         """The same by the compiled kernel."""
-        low = (self.q_a_proj.kept, self.q_a_layernorm.weight) if self.low_rank_query else None
+        kept = self.kept
+        low = (kept["q_a"], self.q_a_layernorm.weight) if self.low_rank_query else None
         return kernels.latent_enter(
-            h, low, (self.q_b_proj if self.low_rank_query else self.q_proj).kept, self.kv_a_proj_with_mqa.kept,
+            h, low, kept["q_b"], kept["kv_a"],
             self.kv_a_layernorm.weight, LATENT_NORM_EPS, self.heads, self.rotary, rope.cos, rope.sin,
         )  # fmt: skip
 

@@ -32,7 +32,9 @@ def route(experts: Tensor, n_experts: int, multiple: int = 1) -> Route:
     """Sort the assignments experts (n, K) by expert; each expert's rows are filled up to a multiple of `multiple`."""
     flat, k = experts.flatten(), experts.shape[1]
     order = flat.argsort(stable=True)
-    counts = torch.bincount(flat, minlength=n_experts)
+    # counted without asking the device for a number, as bincount does: a recorded CUDA graph may not
+    ends = torch.searchsorted(flat[order], torch.arange(n_experts, device=flat.device), right=True)
+    counts = ends.diff(prepend=ends.new_zeros(1))
     place = torch.arange(order.numel(), device=order.device)
     rows = counts
     if multiple > 1:

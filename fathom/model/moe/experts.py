@@ -54,8 +54,12 @@ class Experts(nn.Module):
         """Whether the kernels are the faster way for tokens x (n, D) with K experts each; they need not be sorted
         then."""
         n = x.shape[0]
-        known = self.down_proj.dtype in kernels.KINDS and kernels.serve(x)
-        return known and 0 < n * k <= PER_EXPERT * len(self.down_proj)
+        return 0 < n * k <= PER_EXPERT * len(self.down_proj) and kernels.serve(x) and kernels.alike(*self.kept)
+
+    @property
+    def loops(self) -> bool:
+        """Whether the plain loop is what runs, with the weights as they are."""
+        return not self._grouped(self.down_proj.dtype, self.down_proj.device)
 
     def _grouped(self, dtype: torch.dtype, device: torch.device) -> bool:
         if self.implementation != "auto":

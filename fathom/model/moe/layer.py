@@ -160,7 +160,7 @@ class MoE(nn.Module):
         """real (B, T): false at padding, which is computed but neither counted nor given room."""
         rows, length, _ = x.shape
         flat = x.flatten(0, 1)
-        if not self.training and self.experts.takes(flat, self.config.num_experts_per_tok):
+        if not self.training and self._kernels_take(flat):
             out, choice = self._quick(flat)
             return out.view_as(x), self._report(choice, choice.experts.new_zeros(()), (rows, length), real)
         choice = self.gate(flat)
@@ -178,12 +178,15 @@ class MoE(nn.Module):
             out = out + self.shared_experts(flat)
         return out.view_as(x), self._report(choice, dropped, (rows, length), real)
 
+    def _kernels_take(self, flat: Tensor) -> bool:
+        """Whether the kernels are the faster way for tokens (n, D)."""
+        return self.experts.takes(flat, self.config.num_experts_per_tok) and kernels.alike((self.gate.weight, None))
+
     def _quick(self, flat: Tensor) -> tuple[Tensor, Choice]:
         """The experts by the compiled kernel, and the shared ones too where they have few rows."""
-        beside = self.shared_experts
-        few = beside is not None and beside.down_proj.takes(flat, flat.shape[0])
+        gate, (gate_up, down), beside = self.gate, self.experts.kept, self.shared_experts
+        few = beside is not None and beside.takes(flat, flat.shape[0]) and kernels.alike(down, *beside.kept)
         shared = beside.kept if beside is not None and few else None
-        gate, (gate_up, down) = self.gate, self.experts.kept
         out, told = kernels.mixture(
             flat, gate.weight, gate.e_score_correction_bias, gate.choosing, gate_up, down, shared
         )  # fmt: skip

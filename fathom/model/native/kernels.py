@@ -83,6 +83,13 @@ Kept = tuple[Tensor, Tensor | None]
 """A matrix, or one for each expert, and the scales of its rows if it is int8."""
 
 
+def alike(*kept: Kept | None) -> bool:
+    """Whether matrices are kept in one way, which the kernels know, and without gaps."""
+    weights = [pair[0] for pair in kept if pair is not None]
+    kind = weights[0].dtype
+    return kind in KINDS and all(weight.dtype == kind and weight.is_contiguous() for weight in weights)
+
+
 def addresses(*kept: Kept | None) -> list[int | None]:
     """Of matrices and their scales; None: there is none."""
     found: list[int | None] = []

@@ -60,8 +60,10 @@ def through(
     (M, B, 1, K) int64, weights (M, B, 1, K) and scores (M, B, 1, E).
 
     layers and sizes: what does not change from one pass to the next; they are left as they are. memory: c and k_rope of
-    each layer, in blocks; they get the new token, which is the last of each row in `where`.
+    each layer, in blocks; they get the new token, which is the last of each row in `where`. ValueError: other rows.
     """
+    if len(where.table) != len(h):
+        raise ValueError(f"the cache has {len(where.table)} rows, and {len(h)} tokens came, one a row")
     rows, now, told = len(h), type(layers).from_buffer_copy(layers), Sizes.from_buffer_copy(sizes)
     out, cos, sin = h.clone(memory_format=torch.contiguous_format), cos.contiguous(), sin.contiguous()
     chosen = torch.empty(mixtures, rows, 1, told.k, dtype=torch.int64)
