@@ -89,8 +89,9 @@ def distribution(z: Tensor, params: SamplingParams) -> Tensor:
     w = z.softmax(-1)
     if params.top_p < 1:
         ordered = w[w > 0].sort(descending=True).values
-        before = ordered.cumsum(-1) - ordered
-        w = w.masked_fill(w < ordered[before < params.top_p].min(), 0)
+        if len(ordered):  # of NaN there is none
+            before = ordered.cumsum(-1) - ordered
+            w = w.masked_fill(w < ordered[before < params.top_p].min(), 0)
     return w.masked_fill(w < params.min_p * w.max(), 0)
 
 
@@ -101,9 +102,10 @@ def uniform(seed: int, what: str, place: int) -> float:
 
 
 def draw(weights: Tensor, u: float) -> int:
-    """The token that u in [0, 1) falls on; weights (V) float64."""
+    """The token that u in [0, 1) falls on; weights (V) float64. The last one where weights are NaN: a token in any
+    case."""
     sums = weights.cumsum(-1)
-    return int(torch.searchsorted(sums, u * sums[-1:], right=True))
+    return min(int(torch.searchsorted(sums, u * sums[-1:], right=True)), len(sums) - 1)
 
 
 def tell(logits: Tensor, token: int, params: SamplingParams) -> Choice:
@@ -183,6 +185,7 @@ def choose_batch(logits: Tensor, turns: Sequence[Turn]) -> list[Choice]:
         u = [uniform(turns[i].seed, "sampling", len(turns[i].output)) for i in drawn]
         sums = w.cumsum(-1)
         aims = torch.tensor(u, dtype=torch.float64, device=z.device).unsqueeze(-1) * sums[:, -1:]
-        for i, token in zip(drawn, torch.searchsorted(sums, aims, right=True).squeeze(-1).tolist(), strict=True):
+        fell = torch.searchsorted(sums, aims, right=True).clamp_(max=sums.shape[-1] - 1)
+        for i, token in zip(drawn, fell.squeeze(-1).tolist(), strict=True):
             tokens[i] = token
     return [tell(row, token, turn.params) for row, token, turn in zip(logits, tokens, turns, strict=True)]

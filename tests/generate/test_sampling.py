@@ -111,6 +111,13 @@ def test_a_draw_is_the_inverse_of_the_distribution_function() -> None:
     assert got == [1, 1, 3, 3, 4, 4]
 
 
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"temperature": 1}, {"temperature": 1, "top_p": 0.5}])
+def test_a_broken_model_gives_tokens_all_the_same(options: dict[str, Any]) -> None:
+    rows, turns = torch.full((2, V), math.nan), [turn(SamplingParams.of(options))] * 2
+    for choice in (*choose_batch(rows, turns), choose(rows[0], turns[0])):
+        assert 0 <= choice.token < V
+
+
 def test_frequencies_are_the_probabilities() -> None:
     z = torch.tensor([1.0, 0.0, 2.0, -1.0])
     params, n = SamplingParams(temperature=0.7), 4000
