@@ -51,7 +51,7 @@ class Choice(NamedTuple):
 
 
 def adjust(logits: Tensor, turn: Turn) -> Tensor:
-    """logits (V) -> z (V) float32: bias, barred ends and penalties."""
+    """logits (V) -> z (V) float32: bias, barred ends and penalties; float32 logits themselves where there are none."""
     params, z = turn.params, logits.float()
     if params.logit_bias:
         ids = torch.tensor(list(params.logit_bias), device=z.device)
@@ -68,17 +68,6 @@ def adjust(logits: Tensor, turn: Turn) -> Tensor:
         counts = torch.bincount(torch.tensor(turn.output, device=z.device), minlength=z.shape[0])
         z = z - params.frequency_penalty * counts - params.presence_penalty * (counts > 0)
     return z
-
-
-def _adjusts(turn: Turn) -> bool:
-    """Whether `adjust` changes anything."""
-    params = turn.params
-    return bool(
-        params.logit_bias
-        or (turn.ends and len(turn.output) < params.min_tokens)
-        or params.repetition_penalty != 1
-        or (turn.output and (params.presence_penalty or params.frequency_penalty))
-    )
 
 
 def distribution(z: Tensor, params: SamplingParams) -> Tensor:
@@ -173,11 +162,12 @@ def _likeliest(w: Tensor, top_p: Tensor) -> Tensor:
 def choose_batch(logits: Tensor, turns: Sequence[Turn]) -> list[Choice]:
     """The next token of each request; logits (B, V). Equal to `choose` of every row."""
     z = logits.float()
-    changed = [i for i, turn in enumerate(turns) if _adjusts(turn)]
+    changed = {}
+    for i, (row, turn) in enumerate(zip(z, turns, strict=True)):
+        if (adjusted := adjust(row, turn)) is not row:
+            changed[i] = adjusted
     if changed:
-        z = z.index_copy(
-            0, torch.tensor(changed, device=z.device), torch.stack([adjust(z[i], turns[i]) for i in changed])
-        )
+        z = z.index_copy(0, torch.tensor(list(changed), device=z.device), torch.stack(list(changed.values())))
     tokens = largest(z)
     drawn = [i for i, turn in enumerate(turns) if not turn.params.greedy]
     if drawn:

@@ -148,7 +148,7 @@ class _Found:
         """Whether all that was found is still there, and nobody has come to listen."""
         return (
             len(blocks) == len(self.blocks)
-            and all(block is known and not block.training for block, known in zip(blocks, self.blocks, strict=True))
+            and all(block is known for block, known in zip(blocks, self.blocks, strict=True))
             and not any(self.listeners)
             and all(place.get(name) is part for place, name, part in self.watched)
             and all(len(place) == count for place, count in self.counts)

@@ -595,6 +595,17 @@ struct Places {
     }
 };
 
+// The last token of every row into the cache
+template <class Q>
+void keep(const Places& places, n_t B, const float* x, n_t width, void* cache, n_t block, n_t row) {
+    auto* kept = static_cast<typename Q::kept*>(cache);
+    for (n_t b = 0; b < B; ++b) {
+        const n_t s = places.lengths[b] - 1;
+        auto* to = kept + places.table[b * places.per_row + s / places.size] * block + s % places.size * row;
+        for (n_t i = 0; i < width; ++i) to[i] = Q::narrow(x[b * width + i]);
+    }
+}
+
 struct Latent {
     n_t B, T, S, N, H, R, V, C;    // S: of the longest row
     const float* q;                // (B, T, N, H + R)
@@ -817,9 +828,10 @@ void fathom_mixture(int kind, int router_kind, const float* x, n_t n, n_t D, con
 
 // x (m, D) -> q (m, N, H + R), c (m, C), k_rope (m, R); q_a of rank L > 0, or none; cos and sin (m, R / 2)
 void fathom_latent_enter(int kind, int norm_kind, const float* x, n_t m, n_t D, const void* q_a,
-                         const float* q_a_scales, const void* q_a_norm, n_t L, const void* q_b, const float* q_b_scales, const void* kv_a,
-                         const float* kv_a_scales, const void* kv_a_norm, float eps, n_t N, n_t H, n_t R, n_t C,
-                         const float* cos, const float* sin, float* q, float* c, float* k_rope, int threads) {
+                         const float* q_a_scales, const void* q_a_norm, n_t L, const void* q_b,
+                         const float* q_b_scales, const void* kv_a, const float* kv_a_scales, const void* kv_a_norm,
+                         float eps, n_t N, n_t H, n_t R, n_t C, const float* cos, const float* sin, float* q, float* c,
+                         float* k_rope, int threads) {
     const float* from = x;
     if (L) {
         float* low = floats(4, m * L).data();
@@ -889,24 +901,6 @@ struct Sizes {
     float eps, latent_eps, scale, weight_scale;
     int kind, norm_kind, kv_b_kind, router_kind, cache_kind, sigmoid, normalised, best_two;
 };
-}  // extern "C"
-
-namespace {
-
-// The last token of every row into the cache
-template <class Q>
-void keep(const Places& places, n_t B, const float* x, n_t width, void* cache, n_t block, n_t row) {
-    auto* kept = static_cast<typename Q::kept*>(cache);
-    for (n_t b = 0; b < B; ++b) {
-        const n_t s = places.lengths[b] - 1;
-        auto* to = kept + places.table[b * places.per_row + s / places.size] * block + s % places.size * row;
-        for (n_t i = 0; i < width; ++i) to[i] = Q::narrow(x[b * width + i]);
-    }
-}
-
-}  // namespace
-
-extern "C" {
 
 // h (B, D): the embeddings of one new token a row, and then what the last layer leaves. Of every MoE layer in turn:
 // chosen (B, k), weights (B, k), scores (B, E).
